@@ -1,0 +1,1 @@
+"""Trio byte movers: streams, TLS, buffers. Not: namespaces, rights, JSON."""
