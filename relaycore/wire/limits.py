@@ -27,6 +27,18 @@ MAX_REASON_PHRASE_CHARS: Final = 1_000
 MAX_CREDENTIAL_CHARS: Final = 256
 """Rule name and key in a connection string (5.8)."""
 
+MAX_HEAD_BYTES: Final = 65_536
+"""A whole request or response head, start line included: twice the 32 kB that headers may have (15)."""
+
+MAX_START_LINE_BYTES: Final = 16_384
+"""Request or status line. nginx and Apache stop at 8 kB; a token in our queries may be a JWT of several, escaped."""
+
+MAX_CHUNK_LINE_BYTES: Final = 1_024
+"""A chunk's size line, extensions included; longer ones only serve to burn time."""
+
+MAX_TRAILER_BYTES: Final = 8_192
+"""All trailer fields behind a chunked body; they are read and dropped."""
+
 # Clocks, in seconds --------------------------------------------------------------------------------------------------
 
 ACCEPT_TIMEOUT: Final = 30.0
@@ -59,6 +71,9 @@ TOKEN_LIFETIME: Final = 3_600.0
 MIN_TOKEN_RENEWAL: Final = 240.0
 """A renewal timer is never shorter (5.6)."""
 
+DEFAULT_OPERATION_TIMEOUT: Final = 60.0
+"""A connection string without ``OperationTimeout`` (5.8)."""
+
 RECONNECT_DELAYS: Final = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
 """Back-off between attempts of a listener, the last one for ever (13, 14); ours are jittered."""
 
@@ -69,6 +84,9 @@ MAX_CONNECTIONS_PER_NAMESPACE: Final = 5_000
 MAX_ENTITIES_PER_NAMESPACE: Final = 10_000
 MAX_RULES_PER_LEVEL: Final = 12
 """All four: section 15."""
+
+MAX_HEADERS: Final = 200
+"""Header lines in a head. Apache stops at 100, Node at 2 000; a browser behind proxies sends about 40."""
 
 MAX_ENTITY_NAME_CHARS: Final = 260
 """Management contract 3.2."""
