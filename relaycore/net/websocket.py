@@ -1,0 +1,430 @@
+"""One WebSocket leg over a Trio stream, on top of the native frame codec.
+
+Theory of operation
+-------------------
+
+*Reading.* One task reads. Each time it finds nothing more in the `MessageReader` it takes one chunk of at most 64 KiB
+from the stream and gives it to the codec in one crossing. Pings are answered here, also when the caller only wants data.
+
+*Writing.* Any task may send; whole messages take turns on a lock. A message is cut into frames of at most 64 KiB and
+each frame goes out with one ``send_all``. Control frames overtake queued data: while somebody holds the lock, a ping or
+pong is left in a slot that the holder empties after each frame. The slots hold the latest ping and the latest pong only
+(RFC 6455 5.5.3 allows it), so that a flood of pings costs nothing.
+
+*The pong nobody waits for.* The reader must not block on writing a pong: if the peer is itself blocked on sending to us,
+nobody would move again. A pong that cannot leave at once therefore waits for a writable stream *while* the reader waits
+for data, and only the wait is ever cancelled, never the sending.
+
+*After a cancelled send* some, all or none of a frame is out. The leg then refuses to send anything more; reading goes on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import trio
+
+from .._native import encode_frame
+from ..errors import LocalProtocolError, RemoteProtocolError
+from ..vocab import BytesLike
+from ..wire.frames import (
+    OPCODE_BINARY,
+    OPCODE_CLOSE,
+    OPCODE_CONTINUATION,
+    OPCODE_PING,
+    OPCODE_PONG,
+    OPCODE_TEXT,
+    Close,
+    Event,
+    MessageReader,
+    Ping,
+    close_payload,
+)
+from ..wire.limits import CLOSE_TIMEOUT, MAX_FRAME_TO_CLIENT_BYTES
+
+from .errors import StreamLost
+
+__all__ = ["LegStatistics", "WebSocketLeg"]
+
+RECEIVE_BYTES: Final = 65_536
+"""One read, and so one native crossing."""
+
+DEFAULT_MAX_MESSAGE_BYTES: Final = 1_048_576
+"""Bound on one assembled message where the caller sets none; websockets and trio-websocket have the same default."""
+
+MAX_DISCARDED_BYTES: Final = 1_048_576
+"""How much a leg that is closing throws away before it cuts a peer that goes on sending: nobody reads it any more."""
+
+_MASK_KEYS_AT_ONCE: Final = 256  # one system call per kilobyte of keys
+
+
+@dataclass(frozen=True, slots=True)
+class LegStatistics:
+    """Counters of one leg since its 101. Bytes are those on the wire, frame headers included."""
+
+    bytes_received: int
+    bytes_sent: int
+    frames_received: int
+    frames_sent: int
+    pings_answered: int
+
+
+def _mask_keys() -> Iterator[bytes]:
+    # RFC 6455 5.3: keys must come from a strong source and not be predictable from earlier ones.
+    while True:
+        block = os.urandom(4 * _MASK_KEYS_AT_ONCE)
+        for start in range(0, len(block), 4):
+            yield block[start : start + 4]
+
+
+class WebSocketLeg:
+    """One side of a WebSocket after its handshake.
+
+    Args:
+      stream: the transport; the leg owns it from here on.
+      role: what *we* are. A client masks what it sends.
+      early: bytes that came behind the peer's handshake in the same read.
+      max_message_bytes: bound on one message from `receive`; the peer is at fault beyond it (close code 1009).
+      validate_text: check text messages for UTF-8 (1007); when off, bad bytes become U+FFFD.
+
+    One task may read at a time (`receive` or `receive_bytes`); any number may send. Reading may be cancelled at any
+    time without loss. A cancelled send leaves the leg unable to send; see the module.
+    """
+
+    def __init__(
+        self,
+        stream: trio.abc.Stream,
+        *,
+        role: Literal["client", "server"],
+        early: BytesLike = b"",
+        max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+        validate_text: bool = True,
+    ) -> None:
+        self.stream = stream
+        self.role = role
+        # Owned by the reading task.
+        self._reader = MessageReader(
+            masked=role == "server", max_message_bytes=max_message_bytes, validate_text=validate_text
+        )
+        self._is_receiving = False
+        self._has_ended = False
+        self.bytes_received = len(early)
+        """Bytes read so far, `early` included. Any growth is a sign of life, also inside a slow message."""
+        if early:
+            self._reader.receive_data(early)
+        # Owned by whoever holds the lock.
+        self._send_lock = trio.Lock()
+        self._mask_keys = _mask_keys() if role == "client" else None
+        self._is_torn = False
+        self._bytes_sent = 0
+        self._frames_sent = 0
+        self._pings_answered = 0
+        self.close_sent: Close | None = None
+        """The Close that we sent, or None."""
+        # Control frames that wait for the lock; the latest one of each kind.
+        self._owed_pong: bytes | None = None
+        self._owed_ping: bytes | None = None
+        self._is_closed = False
+
+    # Reading ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def close_received(self) -> Close | None:
+        """The peer's Close, once it has been reached in reading, or None."""
+        return self._reader.close
+
+    @property
+    def is_between_messages(self) -> bool:
+        """True if no incoming message has been handed over, or collected, in part."""
+        return self._reader.is_between_messages
+
+    async def receive(self) -> Event:
+        """Wait for the next message or control frame.
+
+        Pings are answered: the pong has left when its ping is returned, or else leaves with the next call that sends or
+        reads, if more had come behind the ping or the peer takes nothing right now. A Close is *not* answered: what it
+        means is the caller's business.
+
+        Raises:
+          StreamLost: the stream ended or broke before the peer's Close.
+          RemoteProtocolError: the peer broke a rule; its ``close_code`` is what the peer may be told.
+          trio.EndOfChannel: the Close has been returned already.
+          trio.BusyResourceError: another task is reading.
+
+        A cancellation point always; other tasks run at least once per 64 KiB received.
+        """
+        self._begin_receiving()
+        try:
+            has_waited = False
+            while (event := self._reader.next_event()) is None:
+                if self._reader.close is not None:
+                    raise trio.EndOfChannel
+                await self._read_more()
+                has_waited = True
+            if not has_waited:
+                await trio.lowlevel.checkpoint_if_cancelled()
+            if isinstance(event, Ping):
+                self._owed_pong = event.payload
+                if self._reader.is_drained and not self._send_lock.locked():
+                    await self._settle_owed()
+            return event
+        finally:
+            self._is_receiving = False
+
+    async def receive_bytes(self) -> bytes:
+        """Wait for payload of data messages, types and boundaries ignored. Pings are answered, pongs swallowed.
+
+        Returns: what one read brought, so usually at most 64 KiB; ``b""`` once the peer's Close has come, see
+        `close_received`.
+
+        Raises: as `receive`, without `trio.EndOfChannel`. A checkpoint.
+        """
+        self._begin_receiving()
+        try:
+            has_waited = False
+            while not (data := self._reader.take_bytes()):
+                match self._reader.next_event():
+                    case Ping(payload):
+                        self._owed_pong = payload
+                    case Close():
+                        break
+                    case None if self._reader.close is not None:
+                        break
+                    case None:
+                        await self._read_more()
+                        has_waited = True
+                    case _:
+                        pass  # a pong, or an empty message: nothing to hand over
+            if not has_waited:
+                await trio.lowlevel.checkpoint()
+            return data
+        finally:
+            self._is_receiving = False
+
+    def _begin_receiving(self) -> None:
+        if self._is_closed:
+            raise trio.ClosedResourceError("this leg was closed")
+        if self._is_receiving:
+            raise trio.BusyResourceError("another task is reading from this leg")
+        self._is_receiving = True
+
+    async def _read_more(self) -> None:
+        if self._owed_pong is not None and not self._send_lock.locked():
+            # Either ends the wait: the loops above come back here if it was the pong.
+            await self._settle_owed()
+            return
+        try:
+            data = await self.stream.receive_some(RECEIVE_BYTES)
+        except trio.BrokenResourceError as error:
+            raise StreamLost("connection lost") from error
+        self._take(data)
+
+    def _take(self, data: BytesLike) -> None:
+        if not data:
+            raise StreamLost("connection ended without a Close")
+        self.bytes_received += len(data)
+        self._reader.receive_data(data)
+
+    async def _settle_owed(self) -> None:
+        """Wait until the owed control frames have left, or bytes have come, whichever is first.
+
+        Only while nobody holds the lock: a holder sends them by itself.
+        """
+        reading = trio.CancelScope()
+        writable = trio.CancelScope()
+        data: BytesLike | None = None
+        failure: trio.BrokenResourceError | trio.ClosedResourceError | None = None
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._flush_when_writable, writable, reading)
+            with reading:
+                try:
+                    data = await self.stream.receive_some(RECEIVE_BYTES)
+                except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                    failure = error
+            writable.cancel()
+        if isinstance(failure, trio.BrokenResourceError):
+            raise StreamLost("connection lost") from failure
+        if failure is not None:
+            raise failure
+        if data is not None:
+            self._take(data)
+
+    async def _flush_when_writable(self, writable: trio.CancelScope, reading: trio.CancelScope) -> None:
+        # Holding the lock over the wait: a stream allows one task on its sending side, waiting included.
+        try:
+            with writable:
+                async with self._send_lock:
+                    await self.stream.wait_send_all_might_not_block()
+                    # Out of reach of whoever cancels the reader: a pong cut in half would cost the sending side. The
+                    # stream has room, so that this does not block; the bound is for streams that lie.
+                    with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
+                        await self._flush_owed()
+        except (StreamLost, trio.BrokenResourceError, trio.ClosedResourceError):
+            return  # the reading side meets the same loss and reports it
+        reading.cancel()
+
+    # Writing ---------------------------------------------------------------------------------------------------------
+
+    async def send_text(self, text: str) -> None:
+        """Send one text message; an empty one is sent as such. Errors as `send_binary`."""
+        await self._send_message(OPCODE_TEXT, text.encode())
+
+    async def send_binary(self, data: BytesLike) -> None:
+        """Send one binary message, in frames of at most 64 KiB. An empty one is sent as one empty frame.
+
+        ``data`` is not kept. Waits for its turn behind other messages. A checkpoint.
+
+        Raises:
+          StreamLost: the connection is gone, or an earlier send was cancelled half way.
+          LocalProtocolError: our Close has been sent.
+          trio.ClosedResourceError: `aclose` has been called.
+        """
+        await self._send_message(OPCODE_BINARY, data)
+
+    async def send_ping(self, payload: bytes = b"") -> None:
+        """Send a ping of at most 125 bytes; errors as `send_binary`.
+
+        If a message is being sent right now, the ping goes out behind its current frame, and this call does not wait
+        for it; a second ping then replaces the first. A checkpoint.
+        """
+        await self._send_control(OPCODE_PING, payload)
+
+    async def send_pong(self, payload: bytes = b"") -> None:
+        """Send a pong of at most 125 bytes, unsolicited or not; as `send_ping`."""
+        await self._send_control(OPCODE_PONG, payload)
+
+    async def send_close(self, code: int | None = 1000, reason: str = "") -> None:
+        """Send our Close, behind a message that is being sent; afterwards nothing more can be sent.
+
+        Does nothing if it was sent before. ``reason`` is at most 123 bytes of UTF-8; ``code`` None sends an empty Close.
+
+        Raises: as `send_binary`, and `LocalProtocolError` for a code or reason that may not be sent. A checkpoint.
+        """
+        payload = close_payload(code, reason)
+        await self._send_lock.acquire()
+        try:
+            if self.close_sent is None:
+                self._check_may_send()
+                await self._write_frame(OPCODE_CLOSE, payload, True)
+                self.close_sent = Close(code, reason)
+        finally:
+            self._send_lock.release()
+
+    async def _send_message(self, opcode: int, data: BytesLike) -> None:
+        await self._take_turn()
+        try:
+            self._check_may_send()
+            await self._flush_owed()
+            if len(data) <= MAX_FRAME_TO_CLIENT_BYTES:
+                await self._write_frame(opcode, data, True)
+            else:
+                rest = memoryview(data)
+                while len(rest) > MAX_FRAME_TO_CLIENT_BYTES:
+                    await self._write_frame(opcode, rest[:MAX_FRAME_TO_CLIENT_BYTES], False)
+                    opcode = OPCODE_CONTINUATION
+                    rest = rest[MAX_FRAME_TO_CLIENT_BYTES:]
+                    await self._flush_owed()
+                await self._write_frame(opcode, rest, True)
+            await self._flush_owed()
+        finally:
+            self._send_lock.release()
+
+    async def _send_control(self, opcode: int, payload: bytes) -> None:
+        if len(payload) > 125:
+            raise LocalProtocolError(f"control payload of {len(payload)} bytes, 125 at most", section="RFC 6455 5.5")
+        self._check_may_send()
+        if opcode == OPCODE_PING:
+            self._owed_ping = payload
+        else:
+            self._owed_pong = payload
+        try:
+            self._send_lock.acquire_nowait()
+        except trio.WouldBlock:
+            await trio.lowlevel.checkpoint()
+            return
+        try:
+            await self._flush_owed()
+        finally:
+            self._send_lock.release()
+
+    async def _take_turn(self) -> None:
+        try:
+            self._send_lock.acquire_nowait()  # acquire() would cost a checkpoint of its own
+        except trio.WouldBlock:
+            await self._send_lock.acquire()
+
+    def _check_may_send(self) -> None:
+        if self._is_closed:
+            raise trio.ClosedResourceError("this leg was closed")
+        if self.close_sent is not None:
+            raise LocalProtocolError("our Close has been sent", section="RFC 6455 5.5.1")
+        if self._is_torn and not self._send_lock.locked():
+            raise StreamLost("an earlier send was cut off half way")
+
+    async def _flush_owed(self) -> None:
+        while self.close_sent is None:
+            if self._owed_pong is not None:
+                payload, self._owed_pong = self._owed_pong, None
+                await self._write_frame(OPCODE_PONG, payload, True)
+                self._pings_answered += 1
+            elif self._owed_ping is not None:
+                payload, self._owed_ping = self._owed_ping, None
+                await self._write_frame(OPCODE_PING, payload, True)
+            else:
+                return
+
+    async def _write_frame(self, opcode: int, payload: BytesLike, fin: bool) -> None:
+        mask = next(self._mask_keys) if self._mask_keys is not None else None
+        frame = encode_frame(opcode, payload, fin=fin, mask=mask)
+        if self._is_torn:
+            raise StreamLost("an earlier send was cut off half way")
+        await trio.lowlevel.checkpoint_if_cancelled()  # a cancellation that is already there tears nothing
+        self._is_torn = True
+        try:
+            await self.stream.send_all(frame)
+        except trio.BrokenResourceError as error:
+            raise StreamLost("connection lost") from error
+        self._is_torn = False
+        self._bytes_sent += len(frame)
+        self._frames_sent += 1
+
+    # The end ---------------------------------------------------------------------------------------------------------
+
+    async def close(self, code: int = 1000, reason: str = "", *, timeout: float = CLOSE_TIMEOUT) -> None:
+        """Say goodbye: send a Close unless one was sent, wait for the peer's, then close the stream.
+
+        Data that still comes is thrown away, up to 1 MiB. All of it takes at most ``timeout`` seconds; a peer that is
+        gone or breaks a rule ends the wait. No other task may be reading. Cancelled, it closes the stream forcefully.
+        """
+        discarded = 0
+        try:
+            with trio.move_on_after(timeout):
+                await self.send_close(code, reason)
+                while self.close_received is None and discarded <= MAX_DISCARDED_BYTES:
+                    discarded += len(await self.receive_bytes())
+        except (StreamLost, RemoteProtocolError, trio.ClosedResourceError):
+            pass
+        finally:
+            await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the stream as it stands, without any WebSocket goodbye. May be called again. A checkpoint."""
+        self._is_closed = True
+        try:
+            await self.stream.aclose()
+        except trio.BrokenResourceError:  # a TLS goodbye on a broken connection
+            pass
+
+    def statistics(self) -> LegStatistics:
+        """The counters as they stand."""
+        return LegStatistics(
+            bytes_received=self.bytes_received,
+            bytes_sent=self._bytes_sent,
+            frames_received=self._reader.frames_received,
+            frames_sent=self._frames_sent,
+            pings_answered=self._pings_answered,
+        )

@@ -1,0 +1,459 @@
+"""One WebSocket leg over memory streams: messages, control frames in between, cancellation, the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import trio
+from trio.testing import MockClock, lockstep_stream_pair, memory_stream_pair, wait_all_tasks_blocked
+
+from relaycore._native import encode_frame
+from relaycore.errors import ConnectionLost, LocalProtocolError, RemoteProtocolError
+from relaycore.net.errors import StreamLost
+from relaycore.net.websocket import WebSocketLeg
+from relaycore.wire.frames import Binary, Close, Ping, Pong, Text
+
+
+def legs(pair: Callable[[], tuple[trio.abc.Stream, trio.abc.Stream]] = memory_stream_pair, **options):
+    near, far = pair()
+    return WebSocketLeg(near, role="client", **options), WebSocketLeg(far, role="server", **options)
+
+
+class SlowStream(trio.abc.Stream):
+    """A stream whose sending side can be shut as a full socket buffer shuts it."""
+
+    def __init__(self, inner: trio.abc.Stream) -> None:
+        self.inner = inner
+        self.room = trio.Event()
+        self.room.set()
+        self.sent: list[bytes] = []
+
+    async def send_all(self, data: bytes) -> None:
+        await self.room.wait()
+        self.sent.append(bytes(data))
+        await self.inner.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self.room.wait()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        return await self.inner.receive_some(max_bytes)
+
+    async def aclose(self) -> None:
+        await self.inner.aclose()
+
+
+async def test_messages_go_both_ways():
+    """spec 8.1: type, boundaries and empty messages survive, masked one way and unmasked the other."""
+    client, server = legs()
+    for sender, receiver in ((client, server), (server, client)):
+        await sender.send_text("grüß")
+        await sender.send_binary(b"")
+        await sender.send_binary(bytearray(b"bytes"))
+        assert await receiver.receive() == Text("grüß")
+        assert await receiver.receive() == Binary(b"")
+        assert await receiver.receive() == Binary(b"bytes")
+
+
+async def test_what_a_client_sends_is_masked_with_fresh_keys():
+    """RFC 6455 5.3: every frame of a client has a new key; a server's frames have none."""
+    near, far = memory_stream_pair()
+    client = WebSocketLeg(near, role="client")
+    keys = set()
+    for _ in range(600):
+        await client.send_binary(b"same")
+        frame = bytes(await far.receive_some(10))
+        assert frame[:2] == b"\x82\x84"
+        keys.add(frame[2:6])
+    assert len(keys) > 590
+
+
+async def test_large_messages_leave_in_frames_of_64_kib():
+    """spec 8.2: no frame over 65 536 bytes; spec 8.3: no empty frame at the end."""
+    near, far = memory_stream_pair()
+    slow = SlowStream(near)
+    server = WebSocketLeg(slow, role="server")
+    client = WebSocketLeg(far, role="client")
+    payload = bytes(range(256)) * 512
+    await server.send_binary(payload)
+    assert [frame[0] for frame in slow.sent] == [0x02, 0x80]
+    assert await client.receive() == Binary(payload)
+    await server.send_binary(payload[:65_536])
+    assert slow.sent[2][0] == 0x82
+    await server.send_binary(payload + b"x")
+    assert [(frame[0], len(frame)) for frame in slow.sent[3:]] == [(0x02, 65_546), (0x00, 65_546), (0x80, 3)]
+
+
+async def test_bytes_lose_boundaries():
+    client, server = legs()
+    await client.send_text("ab")
+    await client.send_binary(b"")
+    await client.send_pong(b"sign of life")
+    await client.send_binary(b"cd")
+    assert await server.receive_bytes() == b"ab"
+    assert await server.receive_bytes() == b"cd"
+    await client.send_close(1000, "Shutdown")
+    assert await server.receive_bytes() == b""
+    assert server.close_received == Close(1000, "Shutdown")
+    assert await server.receive_bytes() == b""
+
+
+async def test_early_bytes_come_first():
+    """failures: data right behind the 101 is not lost."""
+    near, far = memory_stream_pair()
+    early = encode_frame(2, b"first") + encode_frame(2, b"second")[:3]
+    client = WebSocketLeg(near, role="client", early=early)
+    assert client.bytes_received == len(early)
+    await far.send_all(encode_frame(2, b"second")[3:])
+    assert await client.receive() == Binary(b"first")
+    assert await client.receive() == Binary(b"second")
+
+
+async def test_a_ping_is_answered_before_it_is_returned():
+    """spec 6.3: every ping is answered with the same payload."""
+    client, server = legs()
+    await server.send_ping(b"are you there")
+    assert await client.receive() == Ping(b"are you there")
+    assert await server.receive() == Pong(b"are you there")
+    assert client.statistics().pings_answered == 1
+
+
+async def test_a_ping_is_answered_while_only_bytes_are_wanted():
+    """spec 8.6: a ping inside a message is answered, the message goes on."""
+    near, far = memory_stream_pair()
+    client = WebSocketLeg(near, role="client")
+    server = WebSocketLeg(far, role="server")
+    await far.send_all(encode_frame(2, b"ab", fin=False) + encode_frame(9, b"?") + encode_frame(0, b"cd"))
+    assert await client.receive_bytes() == b"ab"
+    assert await client.receive_bytes() == b"cd"
+    await client.send_binary(b"done")
+    assert await server.receive() == Pong(b"?")
+    assert await server.receive() == Binary(b"done")
+
+
+async def test_a_pong_leaves_while_the_reader_waits(autojump_clock: MockClock):
+    """failures: a pong does not wait for data to come."""
+    client, server = legs()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.receive_bytes)
+        await server.send_ping(b"1")
+        with trio.fail_after(1):
+            assert await server.receive() == Pong(b"1")
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_clogged_peer_does_not_stop_the_reader(autojump_clock: MockClock):
+    """failures: pong waits behind data. A pong that cannot leave must not keep us from reading."""
+    near, far = memory_stream_pair()
+    slow = SlowStream(near)
+    client = WebSocketLeg(slow, role="client")
+    server = WebSocketLeg(far, role="server")
+    slow.room = trio.Event()
+    for number in range(3):
+        await server.send_ping(b"%d" % number)
+        await server.send_binary(b"data %d" % number)
+        with trio.fail_after(1):
+            assert await client.receive_bytes() == b"data %d" % number
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.receive_bytes)
+        await wait_all_tasks_blocked()
+        assert slow.sent == []
+        slow.room.set()
+        assert await server.receive() == Pong(b"2")
+        nursery.cancel_scope.cancel()
+
+
+async def test_returning_a_ping_does_not_wait_for_a_clogged_peer(autojump_clock: MockClock):
+    near, far = memory_stream_pair()
+    slow = SlowStream(near)
+    client = WebSocketLeg(slow, role="client")
+    server = WebSocketLeg(far, role="server")
+    slow.room = trio.Event()
+    await server.send_ping(b"x")
+    await server.send_binary(b"data")
+    with trio.fail_after(1):
+        assert await client.receive() == Ping(b"x")
+        assert await client.receive() == Binary(b"data")
+    slow.room.set()
+    await client.send_binary(b"answer")
+    assert {type(await server.receive()), type(await server.receive())} == {Pong, Binary}
+
+
+async def test_control_frames_overtake_a_message_that_is_being_sent(autojump_clock: MockClock):
+    """failures: pong waits behind data, live peer declared dead."""
+    near, far = memory_stream_pair()
+    slow = SlowStream(near)
+    client = WebSocketLeg(slow, role="client")
+    server = WebSocketLeg(far, role="server", max_message_bytes=1 << 20)
+    slow.room = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.send_binary, b"x" * 200_000)
+        await wait_all_tasks_blocked()
+        with trio.fail_after(1):
+            await client.send_ping(b"replaced")
+            await client.send_ping(b"latest")
+            await server.send_ping(b"yours")
+            assert await client.receive() == Ping(b"yours")
+        slow.room.set()
+    assert [frame[0] & 15 for frame in slow.sent] == [2, 10, 9, 0, 0, 0]
+    assert await server.receive() == Pong(b"yours")
+    assert await server.receive() == Ping(b"latest")
+    assert await server.receive() == Binary(b"x" * 200_000)
+
+
+async def test_messages_of_many_tasks_do_not_mix():
+    """RFC 6455 5.4: frames of different messages are not interleaved."""
+    client, server = legs(max_message_bytes=1 << 20)
+    async with trio.open_nursery() as nursery:
+        for letter in b"abcd":
+            nursery.start_soon(client.send_binary, bytes([letter]) * 150_000)
+    seen = set()
+    for _ in range(4):
+        message = await server.receive()
+        assert isinstance(message, Binary)
+        assert message.data == message.data[:1] * 150_000
+        seen.add(message.data[:1])
+    assert len(seen) == 4
+
+
+async def test_a_close_is_handed_over_and_not_answered():
+    """spec 8.7: a Close is not answered by itself; the other direction goes on."""
+    client, server = legs()
+    await client.send_close(1000, "Shutdown")
+    assert await server.receive() == Close(1000, "Shutdown")
+    await server.send_binary(b"the reply")
+    assert await client.receive() == Binary(b"the reply")
+    await server.send_close(1000)
+    assert await client.receive() == Close(1000, "")
+    with pytest.raises(trio.EndOfChannel):
+        await client.receive()
+    await client.send_close(1001)
+    assert client.close_sent == Close(1000, "Shutdown")
+
+
+async def test_an_empty_close_stays_empty():
+    """spec 8.7: an empty close payload travels as one."""
+    client, server = legs()
+    await client.send_close(None)
+    assert await server.receive() == Close(None)
+
+
+async def test_nothing_is_sent_behind_our_close():
+    """RFC 6455 5.5.1: after a Close no more data; an owed pong is dropped."""
+    client, server = legs()
+    await client.send_close()
+    with pytest.raises(LocalProtocolError):
+        await client.send_binary(b"x")
+    with pytest.raises(LocalProtocolError):
+        await client.send_ping()
+    await server.send_ping(b"?")
+    assert await client.receive() == Ping(b"?")
+    assert await server.receive() == Close(1000)
+
+
+@pytest.mark.parametrize("behind", [b"", encode_frame(2, b"half of it")[:6], encode_frame(2, b"part", fin=False)])
+async def test_an_end_without_a_close_is_a_loss(behind: bytes):
+    """spec 8.8: an end without Close is an abort, never an end of data."""
+    near, far = memory_stream_pair()
+    client = WebSocketLeg(near, role="client")
+    await far.send_all(behind or encode_frame(9, b""))
+    await far.aclose()
+    with pytest.raises(StreamLost) as caught:
+        while True:
+            await client.receive()
+    assert isinstance(caught.value, ConnectionLost)
+    assert isinstance(caught.value, trio.BrokenResourceError)
+
+
+async def test_a_broken_stream_is_a_loss_both_ways():
+    class Broken(SlowStream):
+        async def send_all(self, data: bytes) -> None:
+            raise trio.BrokenResourceError("reset by peer")
+
+        async def receive_some(self, max_bytes: int | None = None) -> bytes:
+            raise trio.BrokenResourceError("reset by peer")
+
+    client = WebSocketLeg(Broken(memory_stream_pair()[0]), role="client")
+    with pytest.raises(StreamLost) as caught:
+        await client.send_binary(b"x")
+    assert isinstance(caught.value.__cause__, trio.BrokenResourceError)
+    with pytest.raises(StreamLost) as caught:
+        await client.receive()
+    assert isinstance(caught.value.__cause__, trio.BrokenResourceError)
+    with pytest.raises(StreamLost):
+        await client.send_text("again")
+
+
+async def test_a_peer_that_breaks_a_rule():
+    """RFC 6455 5.1: an unmasked frame from a client; the error says what to close with."""
+    near, far = memory_stream_pair()
+    server = WebSocketLeg(near, role="server")
+    await far.send_all(encode_frame(2, b"unmasked"))
+    with pytest.raises(RemoteProtocolError) as caught:
+        await server.receive()
+    assert caught.value.close_code == 1002
+    await server.send_close(caught.value.close_code)
+    assert await WebSocketLeg(far, role="client").receive() == Close(1002)
+
+
+async def test_reading_may_be_cancelled_at_any_time(autojump_clock: MockClock):
+    client, server = legs()
+    await client.send_binary(b"x" * 1000)
+    raw = bytes(await server.stream.receive_some(10_000))
+    near, far = memory_stream_pair()
+    server = WebSocketLeg(near, role="server")
+    for value in raw:
+        with trio.move_on_after(1) as scope:
+            await server.receive()
+        assert scope.cancelled_caught
+        await far.send_all(bytes([value]))
+    assert await server.receive() == Binary(b"x" * 1000)
+
+
+async def test_a_cancellation_while_a_pong_waits_loses_nothing(autojump_clock: MockClock):
+    near, far = memory_stream_pair()
+    slow = SlowStream(near)
+    client = WebSocketLeg(slow, role="client")
+    server = WebSocketLeg(far, role="server")
+    await server.send_ping(b"x")
+    slow.room = trio.Event()
+    with trio.move_on_after(1) as scope:
+        await client.receive_bytes()
+    assert scope.cancelled_caught
+    slow.room.set()
+    await client.send_binary(b"still able to send")
+    assert await server.receive() == Pong(b"x")
+    assert await server.receive() == Binary(b"still able to send")
+
+
+async def test_a_send_cut_half_way_ends_sending_and_not_reading(autojump_clock: MockClock):
+    """failures: after a cancelled send the leg is closed, never reused."""
+    client, server = legs(lockstep_stream_pair)
+    with trio.move_on_after(1) as scope:
+        await client.send_binary(b"nobody reads")
+    assert scope.cancelled_caught
+    for send in (client.send_binary(b"x"), client.send_text("x"), client.send_ping(), client.send_close()):
+        with pytest.raises(StreamLost):
+            await send
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.send_binary, b"for you")
+        assert await client.receive() == Binary(b"for you")
+
+
+async def test_a_cancellation_before_anything_left_tears_nothing(autojump_clock: MockClock):
+    client, server = legs()
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await client.send_binary(b"never")
+    assert scope.cancelled_caught
+    await client.send_binary(b"good")
+    assert await server.receive() == Binary(b"good")
+
+
+async def test_a_cancellation_while_waiting_for_the_turn_tears_nothing(autojump_clock: MockClock):
+    near, far = memory_stream_pair()
+    slow = SlowStream(near)
+    client = WebSocketLeg(slow, role="client")
+    server = WebSocketLeg(far, role="server")
+    slow.room = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.send_binary, b"first")
+        await wait_all_tasks_blocked()
+        with trio.move_on_after(1):
+            await client.send_binary(b"gave up")
+        slow.room.set()
+    await client.send_binary(b"third")
+    assert [await server.receive(), await server.receive()] == [Binary(b"first"), Binary(b"third")]
+
+
+async def test_one_reader_at_a_time():
+    client, _ = legs()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.receive_bytes)
+        await wait_all_tasks_blocked()
+        with pytest.raises(trio.BusyResourceError):
+            await client.receive()
+        nursery.cancel_scope.cancel()
+
+
+async def test_close_waits_for_the_peers_close_and_throws_data_away():
+    """spec 8.7: CloseAsync waits for the peer's Close while throwing away data."""
+    client, server = legs()
+
+    async def peer() -> None:
+        assert await server.receive() == Close(1000, "CloseAsync")
+        await server.send_binary(b"too late")
+        await server.send_close(1000)
+        assert await server.stream.receive_some(10) == b""
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(peer)
+        await client.close(1000, "CloseAsync")
+    with pytest.raises(trio.ClosedResourceError):
+        await client.receive()
+    with pytest.raises(trio.ClosedResourceError):
+        await client.send_binary(b"x")
+    with pytest.raises(trio.ClosedResourceError):
+        await client.send_ping()
+
+
+async def test_close_gives_up_on_a_silent_peer(autojump_clock: MockClock):
+    client, server = legs()
+    started = trio.current_time()
+    await client.close(1000, timeout=3)
+    assert trio.current_time() == started + 3
+    assert await server.receive() == Close(1000)
+
+
+async def test_close_gives_up_on_a_peer_that_goes_on_sending(autojump_clock: MockClock):
+    near, far = memory_stream_pair()
+    client = WebSocketLeg(near, role="client")
+    server = WebSocketLeg(far, role="server")
+    for _ in range(20):
+        await server.send_binary(b"x" * 65_536)
+    started = trio.current_time()
+    await client.close(1000)
+    assert trio.current_time() == started
+
+
+async def test_close_of_a_dead_or_mad_peer():
+    client, server = legs()
+    await server.stream.aclose()
+    await client.close()
+    near, far = memory_stream_pair()
+    await far.send_all(b"\xff" * 100)
+    await WebSocketLeg(near, role="client").close()
+
+
+async def test_a_cancelled_close_still_closes():
+    client, server = legs()
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await client.close()
+    with pytest.raises(StreamLost):
+        await server.receive()
+
+
+async def test_control_payloads_are_bounded():
+    """RFC 6455 5.5: 125 bytes at most."""
+    client, server = legs()
+    with pytest.raises(LocalProtocolError):
+        await client.send_ping(b"x" * 126)
+    with pytest.raises(LocalProtocolError):
+        await client.send_close(1000, "x" * 124)
+    await client.send_ping(b"x" * 125)
+    assert await server.receive() == Ping(b"x" * 125)
+
+
+async def test_counters():
+    client, server = legs()
+    await client.send_binary(b"12345")
+    await client.send_ping()
+    await server.receive()
+    await server.receive()
+    assert await client.receive() == Pong(b"")
+    sent, received = client.statistics(), server.statistics()
+    assert (sent.frames_sent, sent.bytes_sent) == (2, 11 + 6)
+    assert (received.frames_received, received.bytes_received) == (2, 17)
+    assert (received.pings_answered, sent.frames_received) == (1, 1)

@@ -1,0 +1,282 @@
+"""Messages over the frame codec: assembling, bounds, text checks, the byte way, and the end by Close."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relaycore._native import encode_frame
+from relaycore.errors import LocalProtocolError, RemoteProtocolError
+from relaycore.wire.frames import (
+    OPCODE_BINARY,
+    OPCODE_CLOSE,
+    OPCODE_CONTINUATION,
+    OPCODE_PING,
+    OPCODE_PONG,
+    OPCODE_TEXT,
+    Binary,
+    Close,
+    Event,
+    MessageReader,
+    Ping,
+    Pong,
+    Text,
+    close_payload,
+    parse_close,
+)
+
+KEY = b"\x01\x02\x03\x04"
+
+
+def reader(*, masked: bool = False, max_message_bytes: int = 1000, validate_text: bool = True) -> MessageReader:
+    return MessageReader(masked=masked, max_message_bytes=max_message_bytes, validate_text=validate_text)
+
+
+def events_of(source: MessageReader) -> list[Event]:
+    found = []
+    while (event := source.next_event()) is not None:
+        found.append(event)
+    return found
+
+
+def frame(opcode: int, payload: bytes = b"", *, fin: bool = True, mask: bytes | None = None) -> bytes:
+    return encode_frame(opcode, payload, fin=fin, mask=mask)
+
+
+WIRE = b"".join(
+    [
+        frame(OPCODE_TEXT, "grüß".encode()),
+        frame(OPCODE_BINARY, b"ab", fin=False),
+        frame(OPCODE_PING, b"now"),
+        frame(OPCODE_CONTINUATION, b"", fin=False),
+        frame(OPCODE_CONTINUATION, b"cd"),
+        frame(OPCODE_PONG),
+        frame(OPCODE_BINARY),
+        frame(OPCODE_TEXT, "ü".encode()[:1], fin=False),
+        frame(OPCODE_CONTINUATION, "ü".encode()[1:]),
+        frame(OPCODE_CLOSE, close_payload(1000, "done")),
+    ]
+)
+STORY = [
+    Text("grüß"),
+    Ping(b"now"),
+    Binary(b"abcd"),
+    Pong(b""),
+    Binary(b""),
+    Text("ü"),
+    Close(1000, "done"),
+]
+
+
+def test_messages_keep_type_and_boundaries():
+    """spec 8.1: message type and boundaries are preserved, whatever the frames were."""
+    source = reader()
+    source.receive_data(WIRE)
+    assert events_of(source) == STORY
+    assert source.frames_received == 10
+
+
+def test_one_byte_at_a_time_gives_the_same_events():
+    """RFC 6455 5.2: where the network cuts says nothing."""
+    source = reader()
+    found = []
+    for value in WIRE:
+        source.receive_data(bytes([value]))
+        found += events_of(source)
+    assert found == STORY
+
+
+@given(cuts=st.lists(st.integers(0, len(WIRE)), max_size=8))
+def test_any_split_gives_the_same_events(cuts: list[int]):
+    """RFC 6455 5.2: any split of the input gives the same events."""
+    source = reader()
+    found = []
+    edges = [0, *sorted(cuts), len(WIRE)]
+    for start, end in zip(edges, edges[1:], strict=False):
+        source.receive_data(WIRE[start:end])
+        found += events_of(source)
+    assert found == STORY
+
+
+def test_masked_frames_are_those_of_a_client():
+    """RFC 6455 5.1: a client masks, a server does not."""
+    source = reader(masked=True)
+    source.receive_data(frame(OPCODE_BINARY, b"hello", mask=KEY))
+    assert events_of(source) == [Binary(b"hello")]
+    with pytest.raises(RemoteProtocolError) as caught:
+        other = reader(masked=True)
+        other.receive_data(frame(OPCODE_BINARY, b"hello"))
+        other.next_event()
+    assert caught.value.close_code == 1002
+
+
+def test_bytes_lose_boundaries_and_keep_order():
+    """spec 8.1: a byte stream may ignore boundaries; control frames stay in their place."""
+    source = reader()
+    source.receive_data(WIRE)
+    assert source.take_bytes() == "grüß".encode() + b"ab"
+    assert not source.is_between_messages
+    assert source.take_bytes() == b""
+    assert source.next_event() == Ping(b"now")
+    assert source.take_bytes() == b"cd"
+    assert source.is_between_messages
+    assert source.next_event() == Pong(b"")
+    assert source.take_bytes() == "ü".encode()
+    assert source.next_event() == Close(1000, "done")
+
+
+def test_a_message_begun_as_bytes_cannot_be_assembled():
+    source = reader()
+    source.receive_data(frame(OPCODE_BINARY, b"ab", fin=False))
+    assert source.take_bytes() == b"ab"
+    source.receive_data(frame(OPCODE_CONTINUATION, b"cd", fin=False) + frame(OPCODE_CONTINUATION, b"e"))
+    with pytest.raises(LocalProtocolError):
+        source.next_event()
+    assert source.take_bytes() == b"cde"
+    source.receive_data(frame(OPCODE_TEXT, b"next"))
+    assert source.next_event() == Text("next")
+
+
+def test_what_was_collected_of_a_message_can_be_had_as_bytes():
+    source = reader()
+    source.receive_data(frame(OPCODE_TEXT, b"ab", fin=False))
+    assert source.next_event() is None
+    assert not source.is_between_messages
+    assert source.take_bytes() == b"ab"
+    source.receive_data(frame(OPCODE_CONTINUATION, b"cd"))
+    assert source.take_bytes() == b"cd"
+    assert source.is_between_messages
+
+
+@pytest.mark.parametrize("parts", [[b"x" * 1001], [b"x" * 1000, b"y"], [b"x" * 600, b"y" * 600]])
+def test_a_message_over_the_bound_is_the_peers_fault(parts: list[bytes]):
+    """RFC 6455 7.4.1: 1009, message too big."""
+    source = reader()
+    for number, part in enumerate(parts):
+        source.receive_data(frame(OPCODE_CONTINUATION if number else OPCODE_BINARY, part, fin=False))
+    with pytest.raises(RemoteProtocolError) as caught:
+        source.next_event()
+    assert caught.value.close_code == 1009
+    with pytest.raises(RemoteProtocolError):
+        source.next_event()
+
+
+def test_the_bound_itself_fits_and_bytes_know_none():
+    source = reader()
+    source.receive_data(frame(OPCODE_BINARY, b"x" * 1000))
+    assert source.next_event() == Binary(b"x" * 1000)
+    source.receive_data(frame(OPCODE_BINARY, b"x" * 5000))
+    assert source.take_bytes() == b"x" * 5000
+
+
+def test_empty_frames_without_end_hold_no_memory():
+    source = reader()
+    source.receive_data(frame(OPCODE_BINARY, fin=False) + frame(OPCODE_CONTINUATION, fin=False) * 1000)
+    assert source.next_event() is None
+    source.receive_data(frame(OPCODE_CONTINUATION))
+    assert source.next_event() == Binary(b"")
+
+
+def test_bad_text_fails_at_its_first_bad_piece():
+    """RFC 6455 8.1: text that is not UTF-8 fails the connection, 1007."""
+    source = reader()
+    source.receive_data(frame(OPCODE_TEXT, b"good\xff", fin=False))
+    with pytest.raises(RemoteProtocolError) as caught:
+        source.next_event()
+    assert caught.value.close_code == 1007
+
+
+@pytest.mark.parametrize("payload", [b"\xff", b"\xc3", b"\xed\xa0\x80", b"\xf4\x90\x80\x80"])
+def test_bad_text_in_one_frame_fails(payload: bytes):
+    """RFC 6455 8.1: also a character cut short, a surrogate, or one past the end of Unicode."""
+    source = reader()
+    source.receive_data(frame(OPCODE_TEXT, payload))
+    with pytest.raises(RemoteProtocolError) as caught:
+        source.next_event()
+    assert caught.value.close_code == 1007
+
+
+def test_a_character_cut_short_by_the_last_frame_fails():
+    """RFC 6455 8.1: a message, not a frame, has to be UTF-8; here the message ends inside a character."""
+    source = reader()
+    source.receive_data(frame(OPCODE_TEXT, b"a", fin=False) + frame(OPCODE_CONTINUATION, b"\xc3"))
+    with pytest.raises(RemoteProtocolError):
+        source.next_event()
+
+
+def test_text_checks_can_be_left_out():
+    source = reader(validate_text=False)
+    source.receive_data(frame(OPCODE_TEXT, b"a\xff", fin=False) + frame(OPCODE_CONTINUATION, b"b"))
+    assert source.next_event() == Text("a\ufffdb")
+
+
+def test_what_came_before_a_broken_rule_is_still_handed_over():
+    source = reader()
+    source.receive_data(frame(OPCODE_BINARY, b"ok") + b"\x83\x00" + frame(OPCODE_BINARY, b"never"))
+    assert source.next_event() == Binary(b"ok")
+    source.receive_data(b"")
+    with pytest.raises(RemoteProtocolError) as caught:
+        source.next_event()
+    assert caught.value.close_code == 1002
+
+
+def test_nothing_counts_behind_a_close():
+    """RFC 6455 5.5.1: data behind a Close is not read."""
+    source = reader()
+    source.receive_data(frame(OPCODE_CLOSE) + frame(OPCODE_BINARY, b"late") + b"\xff\xff")
+    assert source.next_event() == Close(None)
+    assert source.close == Close(None)
+    source.receive_data(b"more")
+    assert source.next_event() is None
+    assert source.take_bytes() == b""
+
+
+def test_close_payloads():
+    """RFC 6455 5.5.1: empty, or a code and a UTF-8 reason."""
+    assert parse_close(b"") == Close(None)
+    assert parse_close(close_payload(None)) == Close(None)
+    assert parse_close(close_payload(4999, "ü" * 61)) == Close(4999, "ü" * 61)
+
+
+@pytest.mark.parametrize(
+    ("payload", "close_code"),
+    [(b"\x03", 1002), (b"\x03\xed", 1002), (b"\x03\xee", 1002), (b"\x00\x00", 1002), (b"\x03\xe8\xff", 1007)],
+)
+def test_bad_close_payloads_from_a_peer(payload: bytes, close_code: int):
+    """RFC 6455 7.4.1: codes such as 1005 and 1006 never travel."""
+    with pytest.raises(RemoteProtocolError) as caught:
+        parse_close(payload)
+    assert caught.value.close_code == close_code
+
+
+def test_bad_closes_of_our_own():
+    """RFC 6455 7.4.1, 5.5: what may not be sent is refused before it leaves."""
+    with pytest.raises(LocalProtocolError):
+        close_payload(1005)
+    with pytest.raises(LocalProtocolError):
+        close_payload(None, "reason without a code")
+    with pytest.raises(LocalProtocolError):
+        close_payload(1000, "ü" * 62)
+
+
+def test_a_bad_close_from_the_wire():
+    source = reader()
+    source.receive_data(frame(OPCODE_CLOSE, b"\x03\xed"))
+    with pytest.raises(RemoteProtocolError):
+        source.next_event()
+    assert source.close is None
+
+
+@given(st.binary(max_size=200))
+def test_no_input_raises_anything_undocumented(data: bytes):
+    """RFC 6455 7.1.7: any input gives events, silence or `RemoteProtocolError`."""
+    source = reader(masked=True, max_message_bytes=64)
+    try:
+        source.receive_data(data)
+        events_of(source)
+        source.take_bytes()
+        source.receive_data(b"")
+        events_of(source)
+    except RemoteProtocolError:
+        pass
