@@ -271,8 +271,11 @@ def settings() -> Iterator[Setting]:
             yield Setting(section, field.name, hints[field.name], field.default)
 
 
-def default_store_path(environ: Mapping[str, str]) -> Path:
+def default_store_path(environ: Mapping[str, str] = os.environ) -> Path:
     """The store file used when ``store.path`` is unset: below the user's data directory.
+
+    Args:
+      environ: the environment, the process's own by default.
 
     Raises:
       ConfigError: neither ``XDG_DATA_HOME`` nor a home directory is known.

@@ -32,6 +32,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Final, Literal, TypeAlias
 
 from .config import LogConfig
@@ -48,6 +49,10 @@ __all__ = [
 
 FieldValue: TypeAlias = str | int | float | bool | enum.Enum | None
 """What a field may hold. An enum member shows as its value."""
+
+ExcInfo: TypeAlias = (
+    BaseException | tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None] | None
+)
 
 # The server as a whole -----------------------------------------------------------------------------------------------
 
@@ -170,15 +175,14 @@ class Trace:
             name: logging.getLogger(_ROOMS.get(name.partition(".")[0], "relaycore.gateway")) for name in EVENTS
         }
 
-    def emit(
-        self, event: str, level: int | None = None, *, error: BaseException | None = None, **fields: FieldValue
-    ) -> None:
+    def emit(self, event: str, level: int | None = None, *, exc_info: ExcInfo = None, **fields: FieldValue) -> None:
         """Tell everybody that `event` happened. Never blocks and is no checkpoint.
 
         Args:
           event: a key of :data:`EVENTS`; another name is our bug and raises ``KeyError``.
           level: a level of the ``logging`` module where the usual one does not fit.
-          error: an exception whose traceback belongs into the log, for ``internal.error``.
+          exc_info: an exception, or what ``sys.exc_info()`` gives, whose traceback belongs into the log; it is for
+            ``internal.error``.
           fields: scalars; None is kept and shows as ``-``.
         """
         logger = self._loggers[event]
@@ -188,7 +192,7 @@ class Trace:
             return
         happened = Event(event, level, self._clock(), {name: _clean(value) for name, value in fields.items()})
         if is_logged:
-            logger.log(level, "%s", happened, extra={"event": happened}, exc_info=error)
+            logger.log(level, "%s", happened, extra={"event": happened}, exc_info=exc_info)
         for subscriber in self._subscribers:
             try:
                 subscriber(happened)

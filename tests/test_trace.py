@@ -177,7 +177,7 @@ def test_an_error_brings_its_traceback(lines, form):
     try:
         raise ValueError(f"bad SharedAccessKey={KEY}")
     except ValueError as error:
-        Trace().emit(t.INTERNAL_ERROR, error=error, tracking_id="x_G0")
+        Trace().emit(t.INTERNAL_ERROR, exc_info=error, tracking_id="x_G0")
     text = "\n".join(lines.read())
     assert "ValueError: bad" in text
     assert "test_trace.py" in text
