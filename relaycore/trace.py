@@ -76,6 +76,7 @@ INTERNAL_ERROR: Final = "internal.error"
 LISTENER_REGISTERED: Final = "listener.registered"
 LISTENER_LOST: Final = "listener.lost"
 LISTENER_RENEWED: Final = "listener.renewed"
+CONTROL_IGNORED: Final = "control.ignored"
 RENDEZVOUS_MINTED: Final = "rendezvous.minted"
 RENDEZVOUS_CLAIMED: Final = "rendezvous.claimed"
 RENDEZVOUS_EXPIRED: Final = "rendezvous.expired"
@@ -111,6 +112,7 @@ EVENTS: Final[Mapping[str, int]] = {
     LISTENER_REGISTERED: logging.INFO,
     LISTENER_LOST: logging.INFO,
     LISTENER_RENEWED: logging.DEBUG,
+    CONTROL_IGNORED: logging.DEBUG,
     RENDEZVOUS_MINTED: logging.DEBUG,
     RENDEZVOUS_CLAIMED: logging.DEBUG,
     RENDEZVOUS_EXPIRED: logging.WARNING,
@@ -126,6 +128,7 @@ EVENTS: Final[Mapping[str, int]] = {
 
 _ROOMS: Final[Mapping[str, str]] = {
     "listener": "relaycore.control",
+    "control": "relaycore.control",
     "rendezvous": "relaycore.control",
     "session": "relaycore.session",
     "leg": "relaycore.session",
