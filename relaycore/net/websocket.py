@@ -4,22 +4,23 @@ Theory of operation
 -------------------
 
 *Reading.* One task reads. Each time it finds nothing more in the `MessageReader` it takes one chunk of at most 64 KiB
-from the stream and gives it to the codec in one crossing. Pings are answered here, also when the caller only wants data.
+from the stream and gives it to the codec in one crossing. Pings are answered here, also if the caller wants data only.
 
 *Writing.* Any task may send; whole messages take turns on a lock. A message is cut into frames of at most 64 KiB and
 each frame goes out with one ``send_all``. Control frames overtake queued data: while somebody holds the lock, a ping or
 pong is left in a slot that the holder empties after each frame. The slots hold the latest ping and the latest pong only
 (RFC 6455 5.5.3 allows it), so that a flood of pings costs nothing.
 
-*The pong nobody waits for.* The reader must not block on writing a pong: if the peer is itself blocked on sending to us,
+*The pong nobody waits for.* The reader must not block on writing a pong: if the peer is itself blocked on sending,
 nobody would move again. A pong that cannot leave at once therefore waits for a writable stream *while* the reader waits
 for data, and only the wait is ever cancelled, never the sending.
 
-*After a cancelled send* some, all or none of a frame is out. The leg then refuses to send anything more; reading goes on.
+*After a cancelled send* some, all or none of a frame is out. The leg then refuses to send any more; reading goes on.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -44,7 +45,6 @@ from ..wire.frames import (
     close_payload,
 )
 from ..wire.limits import CLOSE_TIMEOUT, MAX_FRAME_TO_CLIENT_BYTES
-
 from .errors import StreamLost
 
 __all__ = ["LegStatistics", "WebSocketLeg"]
@@ -300,7 +300,7 @@ class WebSocketLeg:
     async def send_close(self, code: int | None = 1000, reason: str = "") -> None:
         """Send our Close, behind a message that is being sent; afterwards nothing more can be sent.
 
-        Does nothing if it was sent before. ``reason`` is at most 123 bytes of UTF-8; ``code`` None sends an empty Close.
+        Does nothing if it was sent before. ``reason`` is at most 123 bytes of UTF-8; with ``code`` None it is empty.
 
         Raises: as `send_binary`, and `LocalProtocolError` for a code or reason that may not be sent. A checkpoint.
         """
@@ -394,15 +394,15 @@ class WebSocketLeg:
 
     # The end ---------------------------------------------------------------------------------------------------------
 
-    async def close(self, code: int = 1000, reason: str = "", *, timeout: float = CLOSE_TIMEOUT) -> None:
+    async def close(self, code: int = 1000, reason: str = "", *, close_timeout: float = CLOSE_TIMEOUT) -> None:
         """Say goodbye: send a Close unless one was sent, wait for the peer's, then close the stream.
 
-        Data that still comes is thrown away, up to 1 MiB. All of it takes at most ``timeout`` seconds; a peer that is
+        Data that still comes is thrown away, up to 1 MiB. All of it takes at most ``close_timeout`` seconds; a peer that is
         gone or breaks a rule ends the wait. No other task may be reading. Cancelled, it closes the stream forcefully.
         """
         discarded = 0
         try:
-            with trio.move_on_after(timeout):
+            with trio.move_on_after(close_timeout):
                 await self.send_close(code, reason)
                 while self.close_received is None and discarded <= MAX_DISCARDED_BYTES:
                     discarded += len(await self.receive_bytes())
@@ -414,10 +414,8 @@ class WebSocketLeg:
     async def aclose(self) -> None:
         """Close the stream as it stands, without any WebSocket goodbye. May be called again. A checkpoint."""
         self._is_closed = True
-        try:
+        with contextlib.suppress(trio.BrokenResourceError):  # a TLS goodbye on a broken connection
             await self.stream.aclose()
-        except trio.BrokenResourceError:  # a TLS goodbye on a broken connection
-            pass
 
     def statistics(self) -> LegStatistics:
         """The counters as they stand."""

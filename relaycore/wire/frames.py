@@ -20,7 +20,6 @@ from typing import Final, TypeAlias
 from .._native import Decoder
 from ..errors import LocalProtocolError, RemoteProtocolError
 from ..vocab import BytesLike
-
 from .status import is_valid_close_code
 
 __all__ = [
