@@ -110,7 +110,7 @@ class WebSocketLeg:
             masked=role == "server", max_message_bytes=max_message_bytes, validate_text=validate_text
         )
         self._is_receiving = False
-        self._has_ended = False
+        self._loss: StreamLost | None = None
         self.bytes_received = len(early)
         """Bytes read so far, `early` included. Any growth is a sign of life, also inside a slow message."""
         if early:
@@ -212,42 +212,50 @@ class WebSocketLeg:
         self._is_receiving = True
 
     async def _read_more(self) -> None:
+        if self._loss is not None:
+            raise self._loss
         if self._owed_pong is not None and not self._send_lock.locked():
             # Either ends the wait: the loops above come back here if it was the pong.
             await self._settle_owed()
             return
+        self._take(await self._read_once())
+        if self._loss is not None:
+            raise self._loss
+
+    async def _read_once(self) -> BytesLike:
         try:
-            data = await self.stream.receive_some(RECEIVE_BYTES)
+            return await self.stream.receive_some(RECEIVE_BYTES)
         except trio.BrokenResourceError as error:
-            raise StreamLost("connection lost") from error
-        self._take(data)
+            self._loss = StreamLost("connection lost")
+            self._loss.__cause__ = error
+            return b""
 
     def _take(self, data: BytesLike) -> None:
-        if not data:
-            raise StreamLost("connection ended without a Close")
-        self.bytes_received += len(data)
-        self._reader.receive_data(data)
+        if data:
+            self.bytes_received += len(data)
+            self._reader.receive_data(data)
+        elif self._loss is None:
+            self._loss = StreamLost("connection ended without a Close")
 
     async def _settle_owed(self) -> None:
-        """Wait until the owed control frames have left, or bytes have come, whichever is first.
+        """Wait until the owed control frames are out, or the stream has brought something, whichever is first.
 
-        Only while nobody holds the lock: a holder sends them by itself.
+        Only while nobody holds the lock: a holder sends them by itself. A loss is kept for the next `_read_more`, so
+        that what came before it is handed over first.
         """
         reading = trio.CancelScope()
         writable = trio.CancelScope()
         data: BytesLike | None = None
-        failure: trio.BrokenResourceError | trio.ClosedResourceError | None = None
+        failure: trio.ClosedResourceError | None = None
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._flush_when_writable, writable, reading)
             with reading:
                 try:
-                    data = await self.stream.receive_some(RECEIVE_BYTES)
-                except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                    data = await self._read_once()
+                except trio.ClosedResourceError as error:  # taken out of the nursery, which would wrap it
                     failure = error
             writable.cancel()
-        if isinstance(failure, trio.BrokenResourceError):
-            raise StreamLost("connection lost") from failure
         if failure is not None:
             raise failure
         if data is not None:
@@ -397,8 +405,8 @@ class WebSocketLeg:
     async def close(self, code: int = 1000, reason: str = "", *, close_timeout: float = CLOSE_TIMEOUT) -> None:
         """Say goodbye: send a Close unless one was sent, wait for the peer's, then close the stream.
 
-        Data that still comes is thrown away, up to 1 MiB. All of it takes at most ``close_timeout`` seconds; a peer that is
-        gone or breaks a rule ends the wait. No other task may be reading. Cancelled, it closes the stream forcefully.
+        Data that still comes is thrown away, up to 1 MiB. All of it takes at most ``close_timeout`` seconds; a peer that
+        is gone or breaks a rule ends the wait. No other task may be reading. Cancelled, it closes the stream forcefully.
         """
         discarded = 0
         try:
