@@ -405,8 +405,8 @@ class WebSocketLeg:
     async def close(self, code: int = 1000, reason: str = "", *, close_timeout: float = CLOSE_TIMEOUT) -> None:
         """Say goodbye: send a Close unless one was sent, wait for the peer's, then close the stream.
 
-        Data that still comes is thrown away, up to 1 MiB. All of it takes at most ``close_timeout`` seconds; a peer that
-        is gone or breaks a rule ends the wait. No other task may be reading. Cancelled, it closes the stream forcefully.
+        Data that still comes is thrown away, up to 1 MiB. All of it takes at most ``close_timeout`` seconds; a peer
+        that is gone or breaks a rule ends the wait. No other task may be reading. Cancelled, it closes forcefully.
         """
         discarded = 0
         try:

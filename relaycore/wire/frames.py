@@ -152,6 +152,7 @@ class MessageReader:
         self._errors = "strict" if validate_text else "replace"
         self._pieces: deque[tuple[int, bool, bytes]] = deque()
         self._failure: RemoteProtocolError | None = None
+        self._may_hide_error = False
         self._close: Close | None = None
         # The message under way: what next_event() has collected of it, or _is_torn once take_bytes() took some.
         self._opcode = OPCODE_CONTINUATION
@@ -188,10 +189,17 @@ class MessageReader:
         """
         if self._close is not None or self._failure is not None:
             return
+        self._decode(data)
+
+    def _decode(self, data: BytesLike) -> None:
         try:
-            self._pieces.extend(self._decoder.receive(data))
+            pieces = self._decoder.receive(data)
         except RemoteProtocolError as error:
             self._failure = error
+            return
+        # The decoder hands over what stands before an error and raises it with the next call.
+        self._may_hide_error = bool(pieces)
+        self._pieces.extend(pieces)
 
     def take_bytes(self) -> bytes:
         """Take all payload that stands before the next control frame, as one `bytes`.
@@ -225,28 +233,32 @@ class MessageReader:
             return None
         try:
             while self._pieces:
-                opcode, fin, payload = self._pieces[0]
-                if opcode <= OPCODE_BINARY:
-                    if self._is_torn:
-                        raise LocalProtocolError("the message under way was read as bytes; read on as bytes")
-                    self._pieces.popleft()
-                    if (message := self._collect(opcode, fin, payload)) is not None:
-                        return message
-                    continue
-                self._pieces.popleft()
-                if opcode == OPCODE_PING:
-                    return Ping(payload)
-                if opcode == OPCODE_PONG:
-                    return Pong(payload)
-                self._close = parse_close(payload)
-                self._pieces.clear()
-                return self._close
+                if (event := self._next_of_pieces()) is not None:
+                    return event
         except RemoteProtocolError as error:
             self._pieces.clear()
             self._failure = error
+        if self._may_hide_error and self._failure is None:
+            self._decode(b"")
         if self._failure is not None:
             raise self._failure
         return None
+
+    def _next_of_pieces(self) -> Event | None:
+        opcode, fin, payload = self._pieces[0]
+        if opcode <= OPCODE_BINARY:
+            if self._is_torn:
+                raise LocalProtocolError("the message under way was read as bytes; read on as bytes")
+            self._pieces.popleft()
+            return self._collect(opcode, fin, payload)
+        self._pieces.popleft()
+        if opcode == OPCODE_PING:
+            return Ping(payload)
+        if opcode == OPCODE_PONG:
+            return Pong(payload)
+        self._close = parse_close(payload)
+        self._pieces.clear()
+        return self._close
 
     def _collect(self, opcode: int, fin: bool, payload: bytes) -> Text | Binary | None:
         is_whole = fin and opcode != OPCODE_CONTINUATION
