@@ -80,7 +80,7 @@ def _mask_keys() -> Iterator[bytes]:
             yield block[start : start + 4]
 
 
-class WebSocketLeg:
+class WebSocketLeg(trio.abc.AsyncResource):
     """One side of a WebSocket after its handshake.
 
     Args:
@@ -140,6 +140,15 @@ class WebSocketLeg:
     def is_between_messages(self) -> bool:
         """True if no incoming message has been handed over, or collected, in part."""
         return self._reader.is_between_messages
+
+    @property
+    def max_message_bytes(self) -> int:
+        """Bound on one message from `receive`; may be set between two calls."""
+        return self._reader.max_message_bytes
+
+    @max_message_bytes.setter
+    def max_message_bytes(self, value: int) -> None:
+        self._reader.max_message_bytes = value
 
     async def receive(self) -> Event:
         """Wait for the next message or control frame.
@@ -319,6 +328,17 @@ class WebSocketLeg:
                 self._check_may_send()
                 await self._write_frame(OPCODE_CLOSE, payload, True)
                 self.close_sent = Close(code, reason)
+        finally:
+            self._send_lock.release()
+
+    async def wait_send_might_not_block(self) -> None:
+        """Wait until the stream may have room for more; waits its turn behind messages. Raises as `send_binary`."""
+        await self._take_turn()
+        try:
+            self._check_may_send()
+            await self.stream.wait_send_all_might_not_block()
+        except trio.BrokenResourceError as error:
+            raise StreamLost("connection lost") from error
         finally:
             self._send_lock.release()
 

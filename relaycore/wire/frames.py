@@ -17,7 +17,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from .._native import Decoder
+from .._native import Decoder, FramingError
 from ..errors import LocalProtocolError, RemoteProtocolError
 from ..vocab import BytesLike
 from .status import is_valid_close_code
@@ -148,11 +148,10 @@ class MessageReader:
 
     def __init__(self, *, masked: bool, max_message_bytes: int, validate_text: bool = True) -> None:
         self._decoder = Decoder(masked=masked)
-        self._max_message_bytes = max_message_bytes
+        self.max_message_bytes = max_message_bytes
         self._errors = "strict" if validate_text else "replace"
         self._pieces: deque[tuple[int, bool, bytes]] = deque()
         self._failure: RemoteProtocolError | None = None
-        self._may_hide_error = False
         self._close: Close | None = None
         # The message under way: what next_event() has collected of it, or _is_torn once take_bytes() took some.
         self._opcode = OPCODE_CONTINUATION
@@ -189,17 +188,11 @@ class MessageReader:
         """
         if self._close is not None or self._failure is not None:
             return
-        self._decode(data)
-
-    def _decode(self, data: BytesLike) -> None:
         try:
-            pieces = self._decoder.receive(data)
-        except RemoteProtocolError as error:
+            self._pieces.extend(self._decoder.receive(data))
+        except FramingError as error:
+            self._pieces.extend(error.pieces)
             self._failure = error
-            return
-        # The decoder hands over what stands before an error and raises it with the next call.
-        self._may_hide_error = bool(pieces)
-        self._pieces.extend(pieces)
 
     def take_bytes(self) -> bytes:
         """Take all payload that stands before the next control frame, as one `bytes`.
@@ -238,8 +231,6 @@ class MessageReader:
         except RemoteProtocolError as error:
             self._pieces.clear()
             self._failure = error
-        if self._may_hide_error and self._failure is None:
-            self._decode(b"")
         if self._failure is not None:
             raise self._failure
         return None
@@ -264,9 +255,9 @@ class MessageReader:
         is_whole = fin and opcode != OPCODE_CONTINUATION
         if opcode != OPCODE_CONTINUATION:
             self._opcode = opcode
-        if len(self._partial) + len(payload) > self._max_message_bytes:
+        if len(self._partial) + len(payload) > self.max_message_bytes:
             raise RemoteProtocolError(
-                f"message over {self._max_message_bytes} bytes", section="RFC 6455 7.4.1", close_code=1009
+                f"message over {self.max_message_bytes} bytes", section="RFC 6455 7.4.1", close_code=1009
             )
         self._is_collecting = not fin
         if not is_whole:
