@@ -1,0 +1,645 @@
+"""HTTP/1.1 heads and bodies: bytes in, events out.
+
+Who does what. A head is gathered here until its empty line, then llhttp takes it apart, then it is judged here once
+more. The gates around llhttp exist because it is made to talk to the whole world, and a relay has another parser behind
+it: what two parsers may read differently is how requests are smuggled. What llhttp alone would let through, and is
+refused here:
+
+- ``Host`` missing, twice, empty or not a host name; an absolute-form target that names another host
+- HTTP/0.9 and HTTP/2.0 on the request line, several blanks in it, empty lines before it, ``#`` in the target
+- ``Transfer-Encoding`` with anything beside ``chunked``, or in HTTP/1.0
+- control characters in a reason phrase, status codes below 100
+- heads of any length and with any number of lines
+
+It also knows a fixed list of methods and skips the body of a request that names any ``Upgrade``. So it is always shown
+a GET and never a body: a body's length is counted here, and chunk framing is read here too, because llhttp's binding does
+not tell where in the bytes a body ended. h11 and llhttp are the oracles in the tests.
+
+The earliest error wins: each limit and each illegal byte has a place in the stream, so the same bytes give the same
+events and the same status however the network cuts them.
+
+Source: RFC 9110, RFC 9112; wire contract 4 and 10.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Final, NoReturn, TypeAlias
+
+import httptools
+
+from ..errors import LocalProtocolError, RemoteProtocolError
+from ..vocab import BytesLike
+from . import limits
+from .status import one_line
+
+__all__ = [
+    "Body",
+    "EndOfRequest",
+    "Headers",
+    "RequestEvent",
+    "RequestHead",
+    "RequestReader",
+    "ResponseHead",
+    "ResponseReader",
+    "build_request",
+    "build_response",
+    "is_token",
+    "split_list",
+]
+
+_TOKEN_CLASS: Final = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
+_TOKEN = re.compile(_TOKEN_CLASS + "+")
+_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+_TARGET = re.compile(r"[\x21\x22\x24-\x7e]+")  # everything visible but "#"
+_HOST_PATTERN: Final = r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~\-]+)(?::[0-9]{1,5})?"
+_HOST = re.compile(_HOST_PATTERN)
+_ABSOLUTE_FORM = re.compile(rf"(?:https?|wss?)://({_HOST_PATTERN})(?:[/?].*)?", re.IGNORECASE)
+
+_REQUEST_LINE = re.compile(rf"({_TOKEN_CLASS}+) ([\x21-\x7e]+) HTTP/([0-9]\.[0-9])".encode("ascii"))
+_STATUS_LINE = re.compile(rb"HTTP/(1\.[01]) ([1-9][0-9]{2})(?: (.*))?")
+
+# One character class in front lets the search skip quickly over what is harmless. A match ends where the fault became
+# certain: a control character; LF without CR; CR without LF; a folded line.
+_ILLEGAL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f](?:(?<![\r\n])|(?<=\n)(?<!\r\n)|(?<=\r)(?:[^\n]|\n[ \t]))")
+
+_CONTENT_LENGTH = re.compile(r"[0-9]{1,18}")
+_CHUNK_LINE = re.compile(
+    rf'([0-9A-Fa-f]{{1,15}})(?:;{_TOKEN_CLASS}+(?:=(?:{_TOKEN_CLASS}+|"[^"\\\r\n]*"))?)*'.encode("ascii")
+)
+_TRAILER_LINE = re.compile(rf"{_TOKEN_CLASS}+:[\t\x20-\x7e\x80-\xff]*".encode("latin-1"))
+
+_END_OF_HEAD: Final = b"\r\n\r\n"
+
+
+def is_token(text: str) -> bool:
+    """Return whether ``text`` is a token, as header names and subprotocols must be (RFC 9110 5.6.2)."""
+    return _TOKEN.fullmatch(text) is not None
+
+
+def split_list(value: str) -> list[str]:
+    """Return the members of a comma-separated header value, without blanks around them and without empty ones."""
+    return [member for member in (piece.strip(" \t") for piece in value.split(",")) if member]
+
+
+class Headers:
+    """Header fields in their order and their own spelling; looked up without regard to case.
+
+    Values are Latin-1 text: each character is one byte of the wire. Immutable. The ``repr`` shows names only, because
+    values may be credentials.
+
+    Args:
+      fields: ``(name, value)`` pairs, taken as they are.
+    """
+
+    __slots__ = ("_fields", "_index")
+
+    def __init__(self, fields: Iterable[tuple[str, str]] = ()) -> None:
+        self._fields = tuple(fields)
+        self._index: dict[str, list[str]] = {}
+        for name, value in self._fields:
+            self._index.setdefault(name.lower(), []).append(value)
+
+    def get(self, name: str, default: str | None = None) -> str | None:
+        """Return the first value of a field."""
+        values = self._index.get(name.lower())
+        return values[0] if values else default
+
+    def get_all(self, name: str) -> list[str]:
+        """Return the values of a field, one for each line it came in."""
+        return list(self._index.get(name.lower(), ()))
+
+    def joined(self, name: str) -> str | None:
+        """Return the values of a field as one: ``, `` between them, ``; `` for cookies (wire contract 10)."""
+        values = self._index.get(name.lower())
+        if values is None:
+            return None
+        return ("; " if name.lower() == "cookie" else ", ").join(values)
+
+    def members(self, name: str) -> list[str]:
+        """Return the members of a list-valued field, over all its lines."""
+        return [member for value in self._index.get(name.lower(), ()) for member in split_list(value)]
+
+    def without(self, *names: str) -> Headers:
+        """Return the same fields but those of these names."""
+        dropped = {name.lower() for name in names}
+        return Headers(pair for pair in self._fields if pair[0].lower() not in dropped)
+
+    @property
+    def wire_size(self) -> int:
+        """Bytes that the fields take on the wire, separators and line ends included."""
+        return sum(len(name) + len(value) + 4 for name, value in self._fields)
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        return iter(self._fields)
+
+    def __len__(self) -> int:
+        return len(self._fields)
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and name.lower() in self._index
+
+    def __eq__(self, other: object) -> bool:
+        return self._fields == other._fields if isinstance(other, Headers) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._fields)
+
+    def __repr__(self) -> str:
+        return f"<Headers: {', '.join(name for name, _ in self._fields)}>"
+
+
+def _has_member(headers: Headers, name: str, member: str) -> bool:
+    return any(found.lower() == member for found in headers.members(name))
+
+
+@dataclass(frozen=True)
+class RequestHead:
+    """Request line and header fields.
+
+    Attributes:
+      method: as sent.
+      target: as sent; it may hold a token and is left out of the ``repr``.
+      http_version: ``"1.1"`` or ``"1.0"``.
+      headers: all fields.
+    """
+
+    method: str
+    target: str = field(repr=False)
+    http_version: str
+    headers: Headers
+
+    @cached_property
+    def is_upgrade(self) -> bool:
+        """Whether a WebSocket is asked for. The handshake itself may still be wrong."""
+        return (
+            self.method == "GET"
+            and self.http_version == "1.1"
+            and _has_member(self.headers, "Connection", "upgrade")
+            and _has_member(self.headers, "Upgrade", "websocket")
+        )
+
+    @property
+    def host(self) -> str | None:
+        """``host[:port]`` that was asked for: of an absolute-form target, else the ``Host`` field."""
+        absolute = _ABSOLUTE_FORM.fullmatch(self.target)
+        return self.headers.get("Host") if absolute is None else absolute[1]
+
+    @property
+    def keep_alive(self) -> bool:
+        """Whether another request may follow. HTTP/1.0 clients are answered and closed."""
+        return self.http_version == "1.1" and not _has_member(self.headers, "Connection", "close")
+
+    @property
+    def content_length(self) -> int | None:
+        """Length of the body in bytes, if it was announced."""
+        value = self.headers.get("Content-Length")
+        return None if value is None else int(value)
+
+    @property
+    def is_chunked(self) -> bool:
+        """Whether the body comes in chunks."""
+        return "Transfer-Encoding" in self.headers
+
+    @property
+    def has_body(self) -> bool:
+        """Whether at least one body byte may follow."""
+        return self.is_chunked or bool(self.content_length)
+
+
+@dataclass(frozen=True)
+class ResponseHead:
+    """Status line and header fields. ``reason`` is verbatim, Latin-1, maybe empty."""
+
+    status: int
+    reason: str
+    http_version: str
+    headers: Headers
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """A piece of a request's body, never empty; pieces follow the network, not the sender's chunks."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class EndOfRequest:
+    """The request is complete; the next bytes begin another one."""
+
+
+RequestEvent: TypeAlias = RequestHead | Body | EndOfRequest
+
+
+def _refuse(message: str, http_status: int = 400, section: str = "RFC 9112") -> NoReturn:
+    raise RemoteProtocolError(message, section=section, http_status=http_status)
+
+
+class _HeaderCollector:
+    """What llhttp calls back into."""
+
+    __slots__ = ("fields",)
+
+    def __init__(self) -> None:
+        self.fields: list[tuple[str, str]] = []
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # llhttp keeps blanks behind a value.
+        self.fields.append((name.decode("ascii"), value.strip(b" \t").decode("latin-1")))
+
+
+_ParserClass: TypeAlias = type[httptools.HttpRequestParser] | type[httptools.HttpResponseParser]
+
+
+def _parse_fields(parser_class: _ParserClass, start_line: bytes, lines: bytes) -> Headers:
+    """Let llhttp take header lines apart; ``lines`` ends with the empty line."""
+    collector = _HeaderCollector()
+    try:
+        parser_class(collector).feed_data(start_line + lines)
+    except httptools.HttpParserUpgrade:
+        pass  # said of any Upgrade field; what it means is for the caller
+    except httptools.HttpParserError as error:
+        raise RemoteProtocolError(f"Malformed header: {error}", section="RFC 9112 5", http_status=400) from None
+    return Headers(collector.fields)
+
+
+class _HeadReader:
+    """Gathers bytes up to the end of a head, and refuses as soon as it can never become a good one."""
+
+    def __init__(self, max_head_bytes: int, max_headers: int, max_line_bytes: int, line_status: int) -> None:
+        self._max_head_bytes = max_head_bytes
+        self._max_headers = max_headers
+        self._max_line_bytes = max_line_bytes
+        self._line_status = line_status
+        self._forget()
+
+    def _forget(self) -> None:
+        self._looked_at = 0
+        self._line_ends = 0
+        self._counted_to = 0
+
+    def extract(self, buffer: bytearray) -> bytes | None:
+        """Take a whole head off the front of ``buffer``; None: not there yet. Looks at each byte once."""
+        # Three bytes are looked at again: the longest fault or end mark that can lie across two calls.
+        resume_at = max(0, self._looked_at - 3)
+        end = buffer.find(_END_OF_HEAD, resume_at, self._max_head_bytes)
+        is_complete = end >= 0
+        stop = end + len(_END_OF_HEAD) if is_complete else min(len(buffer), self._max_head_bytes)
+        faults = self._find_faults(buffer, resume_at, stop, is_complete=is_complete)
+        if faults:
+            _, status, message = min(faults)
+            _refuse(message, status)
+        if not is_complete:
+            self._looked_at = stop
+            return None
+        head = bytes(buffer[:stop])
+        del buffer[:stop]
+        self._forget()
+        return head
+
+    def _find_faults(
+        self, buffer: bytearray, resume_at: int, stop: int, *, is_complete: bool
+    ) -> list[tuple[int, int, str]]:
+        """Return ``(bytes it took to know, status, message)`` of everything that is wrong up to ``stop``."""
+        faults: list[tuple[int, int, str]] = []
+        illegal = _ILLEGAL.search(buffer, resume_at, stop)
+        if illegal is not None:
+            faults.append((illegal.end(), 400, "Illegal character or line end in the head"))
+        line_room = self._max_line_bytes + 2
+        if stop >= line_room and self._looked_at < line_room and buffer.find(b"\r\n", 0, line_room) < 0:
+            faults.append((line_room, self._line_status, f"First line longer than {self._max_line_bytes} bytes"))
+        self._line_ends += buffer.count(b"\r\n", self._counted_to, stop)
+        # A CR at the very end may be half a line end: it is counted when its LF is there.
+        self._counted_to = stop - 1 if buffer.endswith(b"\r", 0, stop) else stop
+        # The first line and the empty one are no fields; the empty one is there only when the head is complete.
+        if self._line_ends - 1 - is_complete > self._max_headers:
+            place = 0
+            for _ in range(self._max_headers + 2):
+                place = buffer.find(b"\r\n", place) + 2
+            faults.append((place, 431, f"More than {self._max_headers} header fields"))
+        if not is_complete and stop == self._max_head_bytes:
+            faults.append((stop, 431, f"Head longer than {self._max_head_bytes} bytes"))
+        return faults
+
+
+class RequestReader:
+    """Reads requests off one connection, one after the other.
+
+    Give it bytes with ``receive_data``, then call ``next_event`` until it returns ``None``. A request is a
+    ``RequestHead``, any number of ``Body`` and an ``EndOfRequest``. Behind a WebSocket upgrade nothing more is read:
+    ``trailing`` holds what had already come. Bytes of later requests wait inside, so stop reading the network while a
+    request is being answered.
+
+    Args:
+      max_head_bytes: longest head, request line and empty line included; more is 431.
+      max_headers: most header fields; more is 431.
+      max_line_bytes: longest request line without its line end; more is 414.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_head_bytes: int = limits.MAX_HEAD_BYTES,
+        max_headers: int = limits.MAX_HEADERS,
+        max_line_bytes: int = limits.MAX_START_LINE_BYTES,
+    ) -> None:
+        self._heads = _HeadReader(max_head_bytes, max_headers, max_line_bytes, 414)
+        self._buffer = bytearray()
+        self._body: _SizedBody | _ChunkedBody | None = None
+        self._is_upgraded = False
+        self._error: RemoteProtocolError | None = None
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether bytes of a request that is not finished have come."""
+        return self._body is not None or bool(self._buffer)
+
+    @property
+    def trailing(self) -> bytes:
+        """Bytes that have come and belong to no event yet; behind an upgrade, the peer's first frames."""
+        return bytes(self._buffer)
+
+    def receive_data(self, data: BytesLike) -> None:
+        """Take bytes from the network. Nothing is judged before ``next_event``."""
+        self._buffer += data
+
+    def next_event(self) -> RequestEvent | None:
+        """Return the next event, or None when more bytes are needed.
+
+        Raises:
+          RemoteProtocolError: 400, 414, 431, 501 or 505; every later call raises it again.
+        """
+        if self._error is not None:
+            raise self._error
+        try:
+            return self._next_event()
+        except RemoteProtocolError as error:
+            self._error = error
+            raise
+
+    def _next_event(self) -> RequestEvent | None:
+        if self._is_upgraded:
+            return None
+        if self._body is not None:
+            event = self._body.next_event(self._buffer)
+            if isinstance(event, EndOfRequest):
+                self._body = None
+            return event
+        raw = self._heads.extract(self._buffer)
+        if raw is None:
+            return None
+        head = _parse_request_head(raw)
+        if head.is_upgrade and not head.has_body:
+            self._is_upgraded = True
+        elif head.is_chunked:
+            self._body = _ChunkedBody()
+        else:
+            self._body = _SizedBody(head.content_length or 0)
+        return head
+
+
+def _parse_request_head(raw: bytes) -> RequestHead:
+    line, _, lines = raw.partition(b"\r\n")
+    match = _REQUEST_LINE.fullmatch(line)
+    if match is None:
+        _refuse("Malformed request line", section="RFC 9112 3")
+    method, target, version = (part.decode("ascii") for part in match.groups())
+    if version not in ("1.1", "1.0"):
+        _refuse(f"HTTP/{version} is not spoken here", 505, "RFC 9110 15.6.6")
+    if method == "CONNECT":
+        _refuse("CONNECT is not available", 501, "wire contract 9.1")
+    headers = _parse_fields(httptools.HttpRequestParser, b"GET / HTTP/1.1\r\n", lines)
+    head = RequestHead(method, target, version, headers)
+    _check_target(head)
+    _check_host(head)
+    _check_framing(head)
+    return head
+
+
+def _check_target(head: RequestHead) -> None:
+    if _TARGET.fullmatch(head.target) is None:
+        _refuse("Illegal character in the request target", section="RFC 9112 3.2")
+    if head.target.startswith("/") or (head.target == "*" and head.method == "OPTIONS"):
+        return
+    if _ABSOLUTE_FORM.fullmatch(head.target) is None:
+        _refuse("The request target is neither a path nor a URL", section="RFC 9112 3.2")
+
+
+def _check_host(head: RequestHead) -> None:
+    values = head.headers.get_all("Host")
+    if len(values) > 1 or (not values and head.http_version == "1.1"):
+        _refuse("There must be exactly one Host", section="RFC 9112 3.2")
+    if not values:
+        return
+    if _HOST.fullmatch(values[0]) is None:
+        _refuse("Host is not a host name", section="RFC 9112 3.2")
+    # A client must repeat the target's host in Host. If it does not, some readers believe the one and some the other.
+    if head.host is not None and head.host.lower() != values[0].lower():
+        _refuse("Host is not the host of the request target", section="RFC 9112 3.2.2")
+
+
+def _check_framing(head: RequestHead) -> None:
+    lengths = head.headers.get_all("Content-Length")
+    codings = head.headers.get_all("Transfer-Encoding")
+    # llhttp refuses some of these by itself; which, has changed from release to release.
+    if len(lengths) > 1 or any(_CONTENT_LENGTH.fullmatch(length) is None for length in lengths):
+        _refuse("Content-Length must be one number", section="RFC 9112 6.3")
+    if not codings:
+        return
+    if lengths:
+        _refuse("Content-Length beside Transfer-Encoding", section="RFC 9112 6.1")
+    if head.http_version != "1.1":
+        _refuse("Transfer-Encoding needs HTTP/1.1", section="RFC 9112 6.1")
+    if [coding.lower() for coding in codings] != ["chunked"]:
+        _refuse("The only transfer coding understood is chunked", 501, "RFC 9112 6.1")
+
+
+class _SizedBody:
+    """A body whose length was announced; also none at all."""
+
+    def __init__(self, length: int) -> None:
+        self._left = length
+
+    def next_event(self, buffer: bytearray) -> Body | EndOfRequest | None:
+        if self._left == 0:
+            return EndOfRequest()
+        piece = bytes(buffer[: self._left])
+        if not piece:
+            return None
+        del buffer[: len(piece)]
+        self._left -= len(piece)
+        return Body(piece)
+
+
+class _ChunkedBody:
+    """A body in chunks (RFC 9112 7.1). Extensions and trailer fields must be well-formed, and are dropped."""
+
+    def __init__(self) -> None:
+        self._chunk: _SizedBody | None = None
+        self._is_after_chunk = False
+        self._trailer_left: int | None = None
+
+    def next_event(self, buffer: bytearray) -> Body | EndOfRequest | None:
+        while True:
+            if self._chunk is not None:
+                event = self._chunk.next_event(buffer)
+                if not isinstance(event, EndOfRequest):
+                    return event
+                self._chunk, self._is_after_chunk = None, True
+            elif self._is_after_chunk:
+                if not b"\r\n".startswith(buffer[:2]):
+                    _refuse("No line end behind a chunk", section="RFC 9112 7.1")
+                if len(buffer) < 2:
+                    return None
+                del buffer[:2]
+                self._is_after_chunk = False
+            elif self._trailer_left is not None:
+                line = self._take_line(buffer, self._trailer_left)
+                if line is None:
+                    return None
+                if not line:
+                    return EndOfRequest()
+                if _TRAILER_LINE.fullmatch(line) is None:
+                    _refuse("Malformed trailer field", section="RFC 9112 7.1.2")
+                self._trailer_left -= len(line) + 2
+            else:
+                line = self._take_line(buffer, limits.MAX_CHUNK_LINE_BYTES)
+                if line is None:
+                    return None
+                self._begin_chunk(line)
+
+    def _begin_chunk(self, line: bytes) -> None:
+        match = _CHUNK_LINE.fullmatch(line)
+        if match is None:
+            _refuse("Malformed chunk size", section="RFC 9112 7.1")
+        size = int(match[1], 16)
+        if size:
+            self._chunk = _SizedBody(size)
+        else:
+            self._trailer_left = limits.MAX_TRAILER_BYTES
+
+    def _take_line(self, buffer: bytearray, room: int) -> bytes | None:
+        end = buffer.find(b"\r\n", 0, room)
+        illegal = _ILLEGAL.search(buffer, 0, room if end < 0 else end)
+        if illegal is not None or (end < 0 and len(buffer) >= room):
+            _refuse("Overlong line or illegal character in chunk framing", section="RFC 9112 7.1")
+        if end < 0:
+            return None
+        line = bytes(buffer[:end])
+        del buffer[: end + 2]
+        return line
+
+
+class ResponseReader:
+    """Reads the answer to one upgrade request.
+
+    ``next_event`` returns the head once and ``None`` ever after; interim answers (1xx but 101) are passed over. What
+    stands behind the head is in ``trailing``: frames after a 101, a body that nobody needs after anything else.
+
+    Args:
+      max_head_bytes: longest head.
+      max_headers: most header fields.
+    """
+
+    # A server that only ever announces is not answering.
+    _MAX_INTERIM: Final = 8
+
+    def __init__(self, *, max_head_bytes: int = limits.MAX_HEAD_BYTES, max_headers: int = limits.MAX_HEADERS) -> None:
+        self._heads = _HeadReader(max_head_bytes, max_headers, limits.MAX_START_LINE_BYTES, 400)
+        self._buffer = bytearray()
+        self._interim = 0
+        self._is_done = False
+        self._error: RemoteProtocolError | None = None
+
+    @property
+    def trailing(self) -> bytes:
+        """Bytes behind the head."""
+        return bytes(self._buffer)
+
+    def receive_data(self, data: BytesLike) -> None:
+        """Take bytes from the network. Nothing is judged before ``next_event``."""
+        self._buffer += data
+
+    def next_event(self) -> ResponseHead | None:
+        """Return the head, or None when more bytes are needed.
+
+        Raises:
+          RemoteProtocolError: this is no HTTP answer, or a limit is passed; every later call raises it again.
+        """
+        if self._error is not None:
+            raise self._error
+        try:
+            return self._next_event()
+        except RemoteProtocolError as error:
+            self._error = error
+            raise
+
+    def _next_event(self) -> ResponseHead | None:
+        while not self._is_done:
+            raw = self._heads.extract(self._buffer)
+            if raw is None:
+                return None
+            head = _parse_response_head(raw)
+            if head.status == 101 or head.status >= 200:
+                self._is_done = True
+                return head
+            self._interim += 1
+            if self._interim > self._MAX_INTERIM:
+                _refuse("Too many interim answers", section="RFC 9110 15.2")
+        return None
+
+
+def _parse_response_head(raw: bytes) -> ResponseHead:
+    line, _, lines = raw.partition(b"\r\n")
+    match = _STATUS_LINE.fullmatch(line)
+    if match is None:
+        _refuse("Malformed status line", section="RFC 9112 4")
+    headers = _parse_fields(httptools.HttpResponseParser, b"HTTP/1.1 200 OK\r\n", lines)
+    reason = (match[3] or b"").decode("latin-1")
+    return ResponseHead(int(match[2]), reason, match[1].decode("ascii"), headers)
+
+
+def _build_fields(headers: Iterable[tuple[str, str]]) -> Iterator[str]:
+    for name, value in headers:
+        if not is_token(name) or _VALUE.fullmatch(value) is None:
+            # The value may be a credential and stays out of the message.
+            raise LocalProtocolError(f"header {name!r} cannot be sent", section="RFC 9110 5")
+        yield f"{name}: {value}\r\n"
+
+
+def build_response(status: int, reason: str, headers: Iterable[tuple[str, str]], body: bytes = b"") -> bytes:
+    """Return a whole response as one object: two sends would cost the client a delayed acknowledgement.
+
+    Args:
+      status: 100 to 999.
+      reason: made into one Latin-1 line.
+      headers: sent as given; ``Content-Length`` is the caller's business.
+      body: behind the head.
+
+    Raises:
+      LocalProtocolError: a status or header that cannot stand on the wire.
+    """
+    if not 100 <= status <= 999:
+        raise LocalProtocolError(f"status {status} cannot be sent", section="RFC 9112 4")
+    head = f"HTTP/1.1 {status} {one_line(reason)}\r\n{''.join(_build_fields(headers))}\r\n"
+    return head.encode("latin-1") + body
+
+
+def build_request(method: str, target: str, headers: Iterable[tuple[str, str]]) -> bytes:
+    """Return a request head.
+
+    Args:
+      method: a token.
+      target: percent-encoded; no blanks, controls or ``#``.
+      headers: sent as given, ``Host`` included.
+
+    Raises:
+      LocalProtocolError: something that cannot stand on the wire.
+    """
+    if not is_token(method) or _TARGET.fullmatch(target) is None:
+        raise LocalProtocolError("the method or target of a request cannot be sent", section="RFC 9112 3")
+    return f"{method} {target} HTTP/1.1\r\n{''.join(_build_fields(headers))}\r\n".encode("latin-1")
