@@ -67,8 +67,6 @@ TOKEN_REFUSED: Final = "token.refused"
 ENTITY_CREATED: Final = "entity.created"
 ENTITY_UPDATED: Final = "entity.updated"
 ENTITY_DELETED: Final = "entity.deleted"
-KEYS_READ: Final = "keys.read"
-KEYS_REGENERATED: Final = "keys.regenerated"
 INTERNAL_ERROR: Final = "internal.error"
 
 # Control channels ----------------------------------------------------------------------------------------------------
@@ -106,8 +104,6 @@ EVENTS: Final[Mapping[str, int]] = {
     ENTITY_CREATED: logging.INFO,
     ENTITY_UPDATED: logging.INFO,
     ENTITY_DELETED: logging.INFO,
-    KEYS_READ: logging.INFO,
-    KEYS_REGENERATED: logging.INFO,
     INTERNAL_ERROR: logging.ERROR,
     LISTENER_REGISTERED: logging.INFO,
     LISTENER_LOST: logging.INFO,
