@@ -12,8 +12,8 @@ refused here:
 - heads of any length and with any number of lines
 
 It also knows a fixed list of methods and skips the body of a request that names any ``Upgrade``. So it is always shown
-a GET and never a body: a body's length is counted here, and chunk framing is read here too, because llhttp's binding does
-not tell where in the bytes a body ended. h11 and llhttp are the oracles in the tests.
+a GET and never a body: a body's length is counted here, and chunk framing is read here too, because llhttp's binding
+does not tell where in the bytes a body ended. h11 and llhttp are the oracles in the tests.
 
 The earliest error wins: each limit and each illegal byte has a place in the stream, so the same bytes give the same
 events and the same status however the network cuts them.
@@ -48,6 +48,7 @@ __all__ = [
     "build_request",
     "build_response",
     "is_token",
+    "is_value",
     "split_list",
 ]
 
@@ -78,6 +79,11 @@ _END_OF_HEAD: Final = b"\r\n\r\n"
 def is_token(text: str) -> bool:
     """Return whether ``text`` is a token, as header names and subprotocols must be (RFC 9110 5.6.2)."""
     return _TOKEN.fullmatch(text) is not None
+
+
+def is_value(text: str) -> bool:
+    """Return whether ``text`` can be a header value: Latin-1 without controls but the tab."""
+    return _VALUE.fullmatch(text) is not None
 
 
 def split_list(value: str) -> list[str]:
@@ -605,7 +611,7 @@ def _parse_response_head(raw: bytes) -> ResponseHead:
 
 def _build_fields(headers: Iterable[tuple[str, str]]) -> Iterator[str]:
     for name, value in headers:
-        if not is_token(name) or _VALUE.fullmatch(value) is None:
+        if not is_token(name) or not is_value(value):
             # The value may be a credential and stays out of the message.
             raise LocalProtocolError(f"header {name!r} cannot be sent", section="RFC 9110 5")
         yield f"{name}: {value}\r\n"
