@@ -205,11 +205,11 @@ static bool put_owed(struct rc_session *session, struct rc_direction *direction,
     return true;
 }
 
-/* The source has nothing more to say. The rest of the input is dropped. */
+/* The source has nothing more to say: a Ping of its is not answered any more (RFC 6455 5.5.2), and run() drops the rest. */
 static void finish_source(struct rc_direction *direction, struct cursor *c) {
     direction->source_finished = true;
     direction->pong_is_due = direction->frame_is_open = false;
-    c->events |= RC_STEP_SOURCE_FINISHED;
+    c->events = (c->events & ~(uint32_t)RC_STEP_CONTROL_OWED_BACK) | RC_STEP_SOURCE_FINISHED;
 }
 
 static void set_relay_close(struct rc_session *session, uint16_t code, const uint8_t *reason, size_t length) {
