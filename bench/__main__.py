@@ -1,0 +1,135 @@
+"""``python -m bench``: run the suite, or ``python -m bench connections``: hold idle connections. See README.md."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import connections, latency, throughput
+from .connections import held_text, hold
+from .loadgen import build
+from .machine import describe
+from .network import separate
+from .processes import BenchError, raise_open_files_limit
+from .report import document, facts_table, noise_line, summarise, workload_table
+from .suite import FULL, QUICK, Run, run_suite
+from .topologies import TOPOLOGIES, Topology
+from .workload import Workload
+
+WORKLOADS: dict[str, Workload] = {
+    each.name: each for each in (*throughput.WORKLOADS, *latency.WORKLOADS, *connections.WORKLOADS)
+}
+
+
+def say(text: str) -> None:
+    """Progress and complaints go to standard error; standard output is the report."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("what", nargs="?", choices=("suite", "connections", "list"), default="suite")
+    parser.add_argument(
+        "--quick", action="store_true", help="one short round: shows that everything runs, not how fast"
+    )
+    parser.add_argument("--rounds", type=int, help=f"rounds of the suite (default {FULL.rounds})")
+    parser.add_argument("--seconds", type=float, help=f"measured time of each run (default {FULL.measured_s})")
+    parser.add_argument("--topologies", help="names with commas between (default: all that are marked so)")
+    parser.add_argument("--workloads", help="names with commas between (default: all)")
+    parser.add_argument("--count", type=int, default=2_000, help="connections to hold of each kind (default 2000)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything there")
+    return parser.parse_args(arguments)
+
+
+def _chosen_topologies(names: str | None) -> tuple[list[Topology], list[str]]:
+    """Those that can be had, and a line for each that was left out."""
+    wanted = names.split(",") if names else [each.name for each in TOPOLOGIES.values() if each.by_default]
+    found, skipped = [], []
+    for name in wanted:
+        if name not in TOPOLOGIES:
+            raise BenchError(f"no topology is called {name}; there are {', '.join(TOPOLOGIES)}")
+        missing = TOPOLOGIES[name].missing()
+        if missing:
+            skipped.append(f"- skipped {name}: {missing}")
+        else:
+            found.append(TOPOLOGIES[name])
+    return found, skipped
+
+
+def _chosen_workloads(names: str | None) -> list[Workload]:
+    wanted = names.split(",") if names else list(WORKLOADS)
+    unknown = [name for name in wanted if name not in WORKLOADS]
+    if unknown:
+        raise BenchError(f"no workload is called {unknown[0]}; there are {', '.join(WORKLOADS)}")
+    return [WORKLOADS[name] for name in wanted]
+
+
+def _list() -> None:
+    print("topologies:")
+    for topology in TOPOLOGIES.values():
+        print(f"  {topology.name:24} {topology.about}{'' if topology.by_default else ' (only when named)'}")
+    print("workloads:")
+    for workload in WORKLOADS.values():
+        print(f"  {workload.name:24} {workload.about}")
+
+
+def _suite(options: argparse.Namespace) -> bool:
+    pace = QUICK if options.quick else FULL
+    pace = dataclasses.replace(
+        pace, rounds=options.rounds or pace.rounds, measured_s=options.seconds or pace.measured_s
+    )
+    topologies, skipped = _chosen_topologies(options.topologies)
+    workloads = _chosen_workloads(options.workloads)
+    facts = describe((each.name, each.version()) for each in topologies)
+    runs: list[Run] = run_suite(topologies, workloads, pace, say)
+    summary = summarise(runs, workloads, [each.name for each in topologies])
+    print(facts_table(facts))
+    print(noise_line(runs))
+    print(
+        f"- rounds: {pace.rounds}, each run {pace.measured_s:g} s after {pace.warm_s:g} s; median (lowest .. highest)"
+    )
+    for line in skipped:
+        print(line)
+    for workload in workloads:
+        print("\n" + workload_table(workload, summary, pace))
+    if options.json:
+        options.json.write_text(json.dumps(document(facts, pace, runs, summary, skipped=skipped), indent=1) + "\n")
+    return not any(run.failure for run in runs)
+
+
+def _connections(options: argparse.Namespace) -> bool:
+    missing = TOPOLOGIES["relay-trio"].missing()
+    if missing:
+        raise BenchError(missing)
+    facts = describe([("relay-trio", TOPOLOGIES["relay-trio"].version())])
+    held = hold(100 if options.quick else options.count, say)
+    print(facts_table(facts))
+    print(held_text(held))
+    if options.json:
+        text = json.dumps({"machine": facts, "held": dataclasses.asdict(held)}, indent=1)
+        options.json.write_text(text + "\n")
+    return True
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0, 1 when a run failed, 2 when nothing could be measured."""
+    options = _parse(arguments)
+    if options.what == "list":
+        _list()
+        return 0
+    try:
+        separate()
+        raise_open_files_limit(20_000)
+        build()
+        return 0 if (_suite if options.what == "suite" else _connections)(options) else 1
+    except BenchError as error:
+        say(f"bench: {error}")
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

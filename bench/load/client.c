@@ -1,0 +1,422 @@
+/* Dials, runs jobs in two phases (warm, then measured) and prints what was delivered.
+ *
+ * A job keeps its streams busy until the phase is over and then brings them to rest: only what the other end has confirmed counts,
+ * and the clock of a job stops with its last confirmation. In the warm phase both ends compare every byte with the pattern; in the
+ * measured one they count bytes and messages, and pings are still compared.
+ */
+#include "load.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+enum kind { SINK, SOURCE, ECHO, PING, IDLE, JOIN };
+static const char *const kind_names[] = {"sink", "source", "echo", "ping", "idle", "join"};
+
+/* Log-linear: 64 steps to each power of two, so a value is off by at most 1/64 of itself. */
+#define STEPS 64
+#define BUCKETS (64 * STEPS)
+
+struct job {
+    enum kind kind;
+    size_t size;
+    unsigned count, busy;
+    const struct block *block;
+    uint64_t bytes, messages, ended_ns;
+    uint64_t latency[BUCKETS];
+};
+
+struct stream {
+    struct conn c;
+    struct job *job;
+    bool at_rest, stopping;
+    uint64_t position, sent_ns;
+    uint64_t received_bytes, received_messages, message_offset;
+    uint8_t last_close;
+    char answer[COMMAND_BYTES + 1];
+    size_t answer_len;
+};
+
+static const struct settings *settings;
+static struct job jobs[MAX_JOBS];
+static struct stream *streams;
+static unsigned stream_count, dialling, open_count, busy_count;
+static bool checks, over, finish_asked, leaving;
+static const char *phase = "dialling";
+
+static void count_latency(struct job *job, uint64_t ns)
+{
+    unsigned index;
+    if (ns < STEPS) {
+        index = (unsigned)ns;
+    } else {
+        unsigned shift = 63 - (unsigned)__builtin_clzll(ns) - 6;
+        index = (shift + 1) * STEPS + (unsigned)((ns >> shift) - STEPS);
+    }
+    job->latency[index]++;
+}
+
+/* Middle of a bucket, in ns. */
+static uint64_t bucket_value(unsigned index)
+{
+    if (index < STEPS)
+        return index;
+    unsigned shift = index / STEPS - 1;
+    return ((uint64_t)(index % STEPS + STEPS) << shift) + ((uint64_t)1 << shift >> 1);
+}
+
+static const struct conn_ops stream_ops;
+
+static void dial(struct stream *s)
+{
+    const struct listen_line *to = &settings->listens[0];
+    dialling++;
+    s->sent_ns = now_ns();
+    conn_dial(&s->c, &stream_ops, to->host, to->port, to->target, settings->headers);
+}
+
+static void rest(struct stream *s)
+{
+    if (s->at_rest)
+        return;
+    s->at_rest = true;
+    busy_count--;
+    if (--s->job->busy == 0)
+        s->job->ended_ns = now_ns();
+}
+
+static void ping(struct stream *s)
+{
+    const struct block *block = s->job->block;
+    s->sent_ns = now_ns();
+    s->position = 0;
+    if (s->c.out.end > s->c.out.start) /* the order to echo is still on its way out */
+        conn_queue(&s->c, block->data, block->frame);
+    else {
+        long n = conn_send(&s->c, block->data, block->frame);
+        if (n >= 0 && (size_t)n < block->frame)
+            conn_queue(&s->c, block->data + n, block->frame - (size_t)n);
+    }
+}
+
+static void begin(struct stream *s)
+{
+    s->at_rest = s->stopping = false;
+    s->position = s->received_bytes = s->received_messages = s->message_offset = 0;
+    switch (s->job->kind) {
+    case SINK:
+        conn_queue_text(&s->c, "check %d", checks);
+        s->c.wants_out = true;
+        break;
+    case SOURCE:
+        conn_queue_text(&s->c, "source %zu", s->job->size);
+        break;
+    case ECHO:
+        conn_queue_text(&s->c, "echo");
+        s->c.wants_out = true;
+        break;
+    case PING:
+    case IDLE:
+        conn_queue_text(&s->c, "echo");
+        ping(s);
+        break;
+    case JOIN:
+        if (s->c.state == CONN_OPEN)
+            conn_queue_frame(&s->c, OP_CLOSE, "\x03\xe8", 2);
+        else
+            dial(s);
+        break;
+    }
+    if (s->c.state == CONN_OPEN)
+        conn_flush(&s->c);
+}
+
+/* The phase is over for this stream: brings it to rest, in its own time. */
+static void stop(struct stream *s)
+{
+    s->stopping = true;
+    if (s->job->kind == SOURCE)
+        conn_queue_text(&s->c, "stop");
+    if (s->c.state == CONN_OPEN)
+        conn_flush(&s->c);
+}
+
+static void check_confirmed(struct stream *s, uint64_t bytes, uint64_t messages)
+{
+    if (s->received_bytes != bytes || s->received_messages != messages)
+        fatal("%s: %llu bytes in %llu messages were sent and %llu in %llu arrived", kind_names[s->job->kind],
+              (unsigned long long)bytes, (unsigned long long)messages, (unsigned long long)s->received_bytes,
+              (unsigned long long)s->received_messages);
+    s->job->bytes += bytes;
+    s->job->messages += messages;
+    rest(s);
+}
+
+static void take_answer(struct stream *s)
+{
+    unsigned long long bytes, messages, wrong;
+    s->answer[s->answer_len] = '\0';
+    s->answer_len = 0;
+    if (sscanf(s->answer, "report %llu %llu %llu", &bytes, &messages, &wrong) != 3)
+        fatal("an answer that is not known: %s", s->answer);
+    if (wrong != 0)
+        fatal("%llu pieces arrived changed", wrong);
+    if (s->job->kind == SINK) {
+        s->received_bytes = bytes;
+        s->received_messages = messages;
+        messages = s->position / s->job->block->frame;
+        bytes = messages * s->job->size;
+    }
+    check_confirmed(s, bytes, messages);
+}
+
+static void take_data(struct stream *s, struct piece *piece)
+{
+    struct job *job = s->job;
+    bool compares = checks || job->kind == PING || job->kind == IDLE;
+    if (piece->masked)
+        fatal("a masked frame from the server side");
+    if (compares && (s->message_offset + piece->len > job->size ||
+                     memcmp(piece->data, pattern + s->message_offset, piece->len) != 0))
+        fatal("%s: a message arrived changed at byte %llu", kind_names[job->kind], (unsigned long long)s->message_offset);
+    s->received_bytes += piece->len;
+    s->message_offset += piece->len;
+    if (!piece->ends_frame || !piece->fin)
+        return;
+    if (s->message_offset != job->size)
+        fatal("%s: a message of %llu bytes arrived with %llu", kind_names[job->kind], (unsigned long long)job->size,
+              (unsigned long long)s->message_offset);
+    s->message_offset = 0;
+    s->received_messages++;
+    if (job->kind == PING || job->kind == IDLE) {
+        count_latency(job, now_ns() - s->sent_ns);
+        if (over || job->kind == IDLE)
+            check_confirmed(s, s->received_bytes, s->received_messages);
+        else
+            ping(s);
+    }
+}
+
+static void stream_data(struct conn *c, uint8_t *data, size_t len)
+{
+    struct stream *s = (struct stream *)c;
+    struct piece piece;
+    uint8_t *end = data + len;
+    int result;
+    while ((result = frame_next(&c->in, &data, end, &piece)) > 0) {
+        if (piece.opcode == OP_BINARY) {
+            take_data(s, &piece);
+        } else if (piece.opcode == OP_TEXT) {
+            if (s->answer_len + piece.len > COMMAND_BYTES)
+                fatal("an answer of more than %d bytes", COMMAND_BYTES);
+            memcpy(s->answer + s->answer_len, piece.data, piece.len);
+            s->answer_len += piece.len;
+            if (piece.ends_frame && piece.fin)
+                take_answer(s);
+        } else if (piece.opcode == OP_CLOSE) {
+            s->c.ops->lost(c, "Close");
+            return;
+        } else {
+            conn_control(c, &piece);
+        }
+        if (c->state != CONN_OPEN)
+            return;
+    }
+    if (result < 0)
+        fatal("a stream with broken framing");
+    if (s->job->kind == ECHO && s->stopping && !c->wants_out && !s->at_rest &&
+        s->received_messages == s->position / s->job->block->frame)
+        check_confirmed(s, s->received_messages * s->job->size, s->received_messages);
+}
+
+static void stream_writable(struct conn *c)
+{
+    struct stream *s = (struct stream *)c;
+    if (!conn_pump(c, s->job->block, &s->position, s->stopping))
+        return;
+    c->wants_out = false;
+    if (s->job->kind == SINK)
+        conn_queue_text(c, "report");
+    else if (s->received_messages == s->position / s->job->block->frame)
+        check_confirmed(s, s->received_messages * s->job->size, s->received_messages);
+}
+
+static void stream_opened(struct conn *c)
+{
+    struct stream *s = (struct stream *)c;
+    dialling--;
+    open_count++;
+    if (s->job->kind != JOIN || s->at_rest)
+        return;
+    count_latency(s->job, now_ns() - s->sent_ns);
+    s->job->messages++;
+    if (over)
+        rest(s);
+    else
+        conn_queue_frame(c, OP_CLOSE, "\x03\xe8", 2);
+}
+
+static void stream_lost(struct conn *c, const char *why)
+{
+    struct stream *s = (struct stream *)c;
+    if (!leaving && (s->job->kind != JOIN || strcmp(why, "Close") != 0))
+        fatal("%s stream lost while %s: %s", kind_names[s->job->kind], phase, why);
+    open_count--;
+    conn_drop(c);
+    if (leaving)
+        return;
+    if (over)
+        rest(s);
+    else
+        dial(s);
+}
+
+static const struct conn_ops stream_ops = {stream_opened, stream_data, stream_writable, stream_lost};
+
+/* CPU time of a process, all its threads, user and system, in ns; 0 when it is gone. */
+static uint64_t cpu_ns(int pid)
+{
+    clockid_t clock;
+    struct timespec t;
+    if (clock_getcpuclockid(pid, &clock) != 0 || clock_gettime(clock, &t) != 0)
+        return 0;
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+/* Runs every job for seconds and until all streams are at rest. Returns when it began. */
+static uint64_t run_phase(const char *name, double seconds)
+{
+    phase = name;
+    over = false;
+    busy_count = stream_count;
+    for (unsigned i = 0; i < settings->job_count; i++) {
+        jobs[i].busy = jobs[i].count;
+        jobs[i].bytes = jobs[i].messages = 0;
+        memset(jobs[i].latency, 0, sizeof jobs[i].latency);
+    }
+    uint64_t start = now_ns(), deadline = start + (uint64_t)(seconds * 1e9);
+    for (unsigned i = 0; i < stream_count; i++)
+        begin(&streams[i]);
+    while (busy_count > 0) {
+        uint64_t now = now_ns();
+        if (!over && now >= deadline) {
+            over = true;
+            for (unsigned i = 0; i < stream_count; i++)
+                stop(&streams[i]);
+            continue;
+        }
+        loop_turn(over ? -1 : (int)((deadline - now) / 1000000 + 1));
+    }
+    return start;
+}
+
+static void print_results(uint64_t start, const uint64_t *cpu_before, const uint64_t *cpu_after)
+{
+    uint64_t end = start;
+    printf("{\"jobs\":[");
+    for (unsigned i = 0; i < settings->job_count; i++) {
+        struct job *job = &jobs[i];
+        if (job->ended_ns > end)
+            end = job->ended_ns;
+        printf("%s{\"kind\":\"%s\",\"size\":%zu,\"count\":%u,\"seconds\":%.9f,\"bytes\":%llu,\"messages\":%llu,\"latency\":[",
+               i > 0 ? "," : "", kind_names[job->kind], job->size, job->count, (double)(job->ended_ns - start) / 1e9,
+               (unsigned long long)job->bytes, (unsigned long long)job->messages);
+        const char *comma = "";
+        for (unsigned k = 0; k < BUCKETS; k++) {
+            if (job->latency[k] > 0) {
+                printf("%s[%llu,%llu]", comma, (unsigned long long)bucket_value(k), (unsigned long long)job->latency[k]);
+                comma = ",";
+            }
+        }
+        printf("]}");
+    }
+    printf("],\"seconds\":%.9f,\"own_cpu_seconds\":%.9f,\"watched_cpu_seconds\":[", (double)(end - start) / 1e9,
+           (double)(cpu_after[0] - cpu_before[0]) / 1e9);
+    for (unsigned i = 1; i <= settings->watched_count; i++)
+        printf("%s%.9f", i > 1 ? "," : "", (double)(cpu_after[i] - cpu_before[i]) / 1e9);
+    printf("]}\n");
+    fflush(stdout);
+}
+
+static void sample_cpu(uint64_t *out)
+{
+    out[0] = cpu_ns(getpid());
+    for (unsigned i = 0; i < settings->watched_count; i++)
+        out[1 + i] = cpu_ns(settings->watched[i]);
+}
+
+static void leave(void)
+{
+    leaving = true;
+    for (unsigned i = 0; i < stream_count; i++) {
+        if (streams[i].c.state == CONN_OPEN) {
+            conn_queue_frame(&streams[i].c, OP_CLOSE, "\x03\xe8", 2);
+            conn_flush(&streams[i].c);
+        }
+    }
+    uint64_t deadline = now_ns() + 2000000000u;
+    while (open_count > 0 && now_ns() < deadline)
+        loop_turn(100);
+}
+
+static void take_command(char *line)
+{
+    if (strcmp(line, "finish") != 0)
+        fatal("a command that is not known: %s", line);
+    finish_asked = true;
+}
+
+void run_client(const struct settings *given)
+{
+    uint64_t cpu_before[1 + MAX_WATCHED], cpu_after[1 + MAX_WATCHED];
+    settings = given;
+    loop_read_commands(take_command);
+    for (unsigned i = 0; i < settings->job_count; i++)
+        stream_count += settings->jobs[i].count;
+    streams = calloc(stream_count, sizeof *streams);
+    if (streams == NULL || stream_count == 0 || settings->listen_count != 1)
+        fatal("a client needs one address and at least one job");
+    unsigned next = 0;
+    uint64_t dial_start = now_ns();
+    for (unsigned i = 0; i < settings->job_count; i++) {
+        const struct job_line *line = &settings->jobs[i];
+        struct job *job = &jobs[i];
+        job->size = line->size;
+        job->count = line->count;
+        unsigned kind = 0;
+        while (kind < JOIN && strcmp(kind_names[kind], line->kind) != 0)
+            kind++;
+        if (strcmp(kind_names[kind], line->kind) != 0)
+            fatal("a job that is not known: %s", line->kind);
+        job->kind = (enum kind)kind;
+        job->block = block_of(job->size, true);
+        for (unsigned k = 0; k < line->count; k++) {
+            streams[next].job = job;
+            streams[next].at_rest = true;
+            dial(&streams[next++]);
+            while (dialling >= settings->parallel)
+                loop_turn(-1);
+        }
+    }
+    while (open_count < stream_count)
+        loop_turn(-1);
+    if (settings->holds) {
+        printf("{\"ready\":true,\"streams\":%u,\"dial_seconds\":%.6f}\n", stream_count, (double)(now_ns() - dial_start) / 1e9);
+        fflush(stdout);
+        while (!finish_asked)
+            loop_turn(-1);
+    }
+    if (settings->warm_s > 0) {
+        checks = true;
+        run_phase("warming up", settings->warm_s);
+        checks = false;
+    }
+    sample_cpu(cpu_before);
+    uint64_t start = run_phase("measured", settings->measured_s);
+    sample_cpu(cpu_after);
+    print_results(start, cpu_before, cpu_after);
+    leave();
+}

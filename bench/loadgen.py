@@ -1,0 +1,127 @@
+"""Builds and drives ``rcload``, the load generator in C (``bench/load``)."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shutil
+import subprocess
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from .processes import ROOT, BenchError, start
+
+SOURCES = ROOT / "bench" / "load"
+PROGRAM = ROOT / "build" / "bench" / "rcload"
+FLAGS = ("-std=c11", "-O2", "-Wall", "-Wextra", "-Werror")
+
+
+def build(program: Path = PROGRAM, flags: Sequence[str] = FLAGS) -> Path:
+    """Compile the load generator unless it is newer than its sources. Returns its path."""
+    sources = sorted(SOURCES.glob("*.c"))
+    newest = max(path.stat().st_mtime for path in SOURCES.iterdir())
+    if program.exists() and program.stat().st_mtime > newest:
+        return program
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        raise BenchError("no C compiler: the load generator needs cc or gcc, or CC naming one")
+    program.parent.mkdir(parents=True, exist_ok=True)
+    fresh = program.with_suffix(f".{os.getpid()}")
+    made = subprocess.run([compiler, *flags, "-o", str(fresh), *map(str, sources)], capture_output=True, text=True)
+    if made.returncode != 0:
+        raise BenchError(f"the load generator does not compile:\n{made.stderr}")
+    fresh.replace(program)  # another run may be using the old one
+    return program
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where the client dials and what stands in between.
+
+    ``under_test`` and ``load`` are process ids. ``headers`` may hold tokens: they go over a pipe, never into arguments.
+    """
+
+    host: str
+    port: int
+    target: str
+    under_test: tuple[int, ...]
+    load: tuple[int, ...]
+    headers: tuple[str, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True)
+class Job:
+    """``count`` streams doing ``kind`` (sink, source, echo, ping, idle, join) with messages of ``size`` bytes."""
+
+    kind: str
+    size: int
+    count: int = 1
+
+
+class Load:
+    """One running ``rcload``.
+
+    Args:
+      role: ``client``, ``server`` or ``listener``.
+      settings: its lines, without the final ``go``.
+      log: where its standard error goes.
+    """
+
+    def __init__(self, role: str, settings: Iterable[str], *, log: IO[bytes] | None = None) -> None:
+        self.process = start([str(build()), role], log=log)
+        self._text = b""
+        self.tell("\n".join([*settings, "go"]))
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def tell(self, line: str) -> None:
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(line.encode("ascii") + b"\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has ended, and its last line on standard output says why
+
+    def answer(self, timeout: float) -> dict[str, Any]:
+        """The next line of JSON.
+
+        Raises:
+          BenchError: the program said so, ended, or did not answer within ``timeout`` seconds.
+        """
+        assert self.process.stdout is not None
+        deadline = time.monotonic() + timeout
+        while b"\n" not in self._text:
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([self.process.stdout], [], [], left)[0]:
+                raise BenchError(f"the load generator gave no answer in {timeout:g} s")
+            chunk = os.read(self.process.stdout.fileno(), 1 << 20)
+            if not chunk:
+                raise BenchError("the load generator ended without an answer")
+            self._text += chunk
+        line, _, self._text = self._text.partition(b"\n")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise BenchError(f"load generator: {answer['error']}")
+        return answer
+
+
+def client_settings(
+    route: Route, jobs: Iterable[Job], *, warm_s: float, measured_s: float, limit_s: int, hold: bool = False
+) -> list[str]:
+    """Lines for a client on this route. It watches the CPU time of the route's processes, those under test first."""
+    return [
+        f"address {route.host} {route.port} {route.target}",
+        *(f"header {header}" for header in route.headers),
+        *(f"job {job.count} {job.kind} {job.size}" for job in jobs),
+        *(f"watch {pid}" for pid in (*route.under_test, *route.load)),
+        f"warm {warm_s:.3f}",
+        f"seconds {measured_s:.3f}",
+        f"limit {limit_s}",
+        *(["hold"] if hold else []),
+    ]

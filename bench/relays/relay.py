@@ -1,0 +1,44 @@
+"""relaycore itself as a process under test: its defaults, an in-memory store, quotas wide enough for the counts.
+
+Logging stays on, at the default level, into the file that the stage keeps: a relay without its log would not be the
+one that people run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+
+import trio
+
+from relaycore.config import Config, LimitsConfig, ServerConfig, StoreConfig
+from relaycore.gateway.server import serve
+from relaycore.trace import configure_logging
+
+from .stage import announce, parser, wait_input_closed
+
+CONNECTIONS = 20_000
+
+
+async def main() -> None:
+    options = parser(__doc__ or "")
+    options.add_argument("--entity", action="append", default=[], help="hybrid connection to create; repeats")
+    chosen = options.parse_args()
+    config = Config(
+        server=ServerConfig(port=0, backlog=4_096, max_connections=CONNECTIONS),
+        store=StoreConfig(path=":memory:"),
+        limits=LimitsConfig(connections_per_namespace=CONNECTIONS),
+    )
+    with contextlib.closing(configure_logging(config.log)):
+        async with trio.open_nursery() as nursery:
+            server = await nursery.start(functools.partial(serve, config))
+            for path in chosen.entity:
+                await server.store.create_entity(config.namespace.name, path)
+            rule = server.namespace.rules[0]
+            announce(chosen.announce, {"port": server.addresses[0][1], "key_name": rule.name, "key": rule.primary_key})
+            await wait_input_closed()
+            await server.stop(1.0)
+
+
+if __name__ == "__main__":
+    trio.run(main)

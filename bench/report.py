@@ -1,0 +1,158 @@
+"""Runs become tables for people (Markdown, aligned) and one JSON document for programs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .figures import Spread, is_lower_better, paired_ratios
+from .suite import Pace, Run
+from .workload import Workload
+
+BASES = ("direct", "haproxy")
+"""Topologies that the headline is put in relation to, where they took part."""
+
+IDLE_SHARE = 0.9
+"""Below this share of its core, the process under test was waiting: the load side, or latency, set the figure."""
+
+
+def number(value: float) -> str:
+    """Three significant digits, thousands apart."""
+    if value >= 1_000:
+        return f"{value:,.0f}".replace(",", " ")
+    if value >= 100:
+        return f"{value:.0f}"
+    if value >= 10:
+        return f"{value:.1f}"
+    return f"{value:.2f}" if value >= 1 else f"{value:.3f}"
+
+
+def spread_text(spread: Spread, *, single: bool) -> str:
+    text = number(spread.median)
+    return text if single else f"{text} ({number(spread.low)} .. {number(spread.high)})"
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose first row is its head; columns are padded so that it reads in a terminal too."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+
+    def line(row: Sequence[str]) -> str:
+        cells = (
+            cell.ljust(width) if at == 0 else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        return "| " + " | ".join(cells) + " |"
+
+    rule = (
+        "|"
+        + "|".join("-" * (width + 2) if at == 0 else "-" * (width + 1) + ":" for at, width in enumerate(widths))
+        + "|"
+    )
+    return "\n".join([line(rows[0]), rule, *(line(row) for row in rows[1:])])
+
+
+def by_round(runs: Sequence[Run], workload: str, topology: str, figure: str) -> dict[int, float]:
+    return {
+        run.round: run.figures[figure]
+        for run in runs
+        if run.workload == workload and run.topology == topology and figure in run.figures
+    }
+
+
+def summarise(runs: Sequence[Run], workloads: Sequence[Workload], topologies: Sequence[str]) -> list[dict[str, Any]]:
+    """Per workload and topology: a spread for each figure, and the headline's ratios to the bases."""
+    summary = []
+    for workload in workloads:
+        for topology in topologies:
+            names = sorted(
+                {
+                    name
+                    for run in runs
+                    if run.topology == topology and run.workload == workload.name
+                    for name in run.figures
+                }
+            )
+            values = {name: by_round(runs, workload.name, topology, name) for name in names}
+            ratios = {}
+            for base in BASES:
+                found = paired_ratios(
+                    values.get(workload.headline, {}), by_round(runs, workload.name, base, workload.headline)
+                )
+                if found and base != topology:
+                    ratios[base] = Spread.of(found)
+            summary.append(
+                {
+                    "workload": workload.name,
+                    "topology": topology,
+                    "figures": {name: Spread.of(list(each.values())) for name, each in values.items()},
+                    "ratios": ratios,
+                    "failed_runs": sum(
+                        1 for run in runs if run.workload == workload.name and run.topology == topology and run.failure
+                    ),
+                }
+            )
+    return summary
+
+
+def workload_table(workload: Workload, summary: Sequence[Mapping[str, Any]], pace: Pace) -> str:
+    """Head line, table and remarks of one workload."""
+    entries = [entry for entry in summary if entry["workload"] == workload.name]
+    bases = [base for base in BASES if any(entry["topology"] == base for entry in entries)]
+    single = pace.rounds == 1
+    rows = [["topology", workload.headline, *(f"× {base}" for base in bases), *workload.shows]]
+    marked = False
+    for entry in entries:
+        figures: Mapping[str, Spread] = entry["figures"]
+        if not figures:
+            rows.append([entry["topology"], "failed", *("" for _ in (*bases, *workload.shows))])
+            continue
+        waits = "busy" in workload.shows and entry["topology"] != "direct" and figures["busy"].median < IDLE_SHARE
+        marked = marked or waits
+        cells = [entry["topology"], spread_text(figures[workload.headline], single=single) + ("*" if waits else "")]
+        for base in bases:
+            ratio = entry["ratios"].get(base)
+            cells.append(spread_text(ratio, single=single) if ratio else "")
+        for name in workload.shows:
+            if name == "busy":
+                cells.append("" if entry["topology"] == "direct" else f"{figures[name].median:.0%}")
+            else:
+                cells.append(number(figures[name].median) if name in figures else "")
+        rows.append(cells)
+    better = "lower" if is_lower_better(workload.headline) else "higher"
+    lines = [f"### {workload.name}", "", f"{workload.about}; {workload.headline}, {better} is better.", "", table(rows)]
+    if marked:
+        lines += ["", "\\* the process under test had time to spare: the load side, or latency, was the limit."]
+    return "\n".join(lines)
+
+
+def facts_table(facts: Mapping[str, str]) -> str:
+    return "\n".join(f"- {name}: {text}" for name, text in facts.items())
+
+
+def noise_line(runs: Sequence[Run]) -> str:
+    foreign = [run.foreign_busy for run in runs if not run.failure]
+    if not foreign:
+        return "no run succeeded"
+    spread = Spread.of(foreign)
+    return f"- other work on the machine during runs: median {spread.median:.2f}, at most {spread.high:.2f} cores" + (
+        " — **not a quiet machine**" if spread.median > 0.1 else ""
+    )
+
+
+def document(
+    facts: Mapping[str, str], pace: Pace, runs: Sequence[Run], summary: Sequence[Mapping[str, Any]], **more: Any
+) -> dict[str, Any]:
+    """Everything, for ``json.dumps``."""
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return dataclasses.asdict(value)
+        if isinstance(value, Mapping):
+            return {name: plain(each) for name, each in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(each) for each in value]
+        return value
+
+    result: dict[str, Any] = plain({"machine": facts, "pace": pace, "summary": summary, "runs": runs, **more})
+    return result

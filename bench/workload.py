@@ -1,0 +1,31 @@
+"""What is asked of every topology.
+
+A workload is one value in the ``WORKLOADS`` of ``throughput``, ``latency`` or ``connections``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .loadgen import Job
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Jobs that run at the same time, and which figures of them the table shows.
+
+    Args:
+      headline: the figure that ratios are made of.
+      shows: further columns.
+      together: all processes on one core. For a single ping-pong: otherwise one measures the waking of sleeping cores,
+        which costs more than any relay.
+      warm: whether the jobs run once before, with every byte compared.
+    """
+
+    name: str
+    about: str
+    jobs: tuple[Job, ...]
+    headline: str
+    shows: tuple[str, ...]
+    together: bool = False
+    warm: bool = True
