@@ -71,7 +71,7 @@ class Store(trio.abc.AsyncResource):
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
-        self._subscribers: list[Callable[[Change], None]] = []
+        self._subscribers: dict[object, Callable[[Change], None]] = {}
 
     @property
     def snapshot(self) -> Snapshot:
@@ -86,11 +86,11 @@ class Store(trio.abc.AsyncResource):
 
         Returns: a function that ends the subscription; calling it again does nothing.
         """
-        self._subscribers.append(callback)
+        subscription = object()  # two subscriptions of one function are two
+        self._subscribers[subscription] = callback
 
         def unsubscribe() -> None:
-            # By identity: two subscriptions of one function are two.
-            self._subscribers[:] = [other for other in self._subscribers if other is not callback]
+            self._subscribers.pop(subscription, None)
 
         return unsubscribe
 
@@ -98,7 +98,7 @@ class Store(trio.abc.AsyncResource):
         self._snapshot = snapshot
         errors: list[Exception] = []
         for change in changes:
-            for callback in tuple(self._subscribers):
+            for callback in tuple(self._subscribers.values()):
                 try:
                     callback(change)
                 except Exception as error:

@@ -350,7 +350,7 @@ class SqliteStore(Store):
 
 def _checked_host(host: str) -> str:
     name = host_name(host)
-    if not 1 <= len(name) <= _MAX_HOST_CHARS or not name.isascii() or any(c.isspace() or c in "/@?#," for c in name):
+    if not 1 <= len(name) <= _MAX_HOST_CHARS or not name.isascii() or any(c.isspace() or c in "/@?#," for c in host):
         raise ConfigError(f"{host!r} is not a host name")
     return name
 
