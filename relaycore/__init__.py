@@ -1,9 +1,122 @@
 """A self-hosted relay that speaks the Azure Relay Hybrid Connections protocol, and its Trio listener and sender.
 
-The names here are the public library. They are imported when they are first used, so that ``import relaycore`` and the
-commands that need no event loop stay quick.
+The names in ``__all__`` are the public library::
+
+    open_listener(connection_string)   a `trio.abc.Listener` whose connections come through the relay
+    open_stream(connection_string)     one connection to whoever listens
+
+They are imported when they are first used, so that ``import relaycore`` and the commands that need no event loop stay
+quick. `relaycore.testing` has a relay for the tests of programs that use them.
 """
 
 from __future__ import annotations
 
-__version__ = "0.1.0"
+import importlib
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from .client.connection import Connection, ConnectionInfo, MessageChannel
+    from .client.credentials import TokenProvider
+    from .client.invitation import FIRST_OFFERED, Accept, AcceptHandler, IncomingConnection, Reject
+    from .client.listener import Listener, open_listener
+    from .client.sender import open_stream
+    from .client.status import (
+        EventStream,
+        ListenerEvent,
+        ListenerState,
+        ListenerStatus,
+        Offline,
+        Online,
+        Reconnecting,
+    )
+    from .errors import (
+        AuthorizationFailed,
+        ConfigError,
+        ConnectionLost,
+        EndpointNotFound,
+        GatewayTimeout,
+        LocalProtocolError,
+        NoListener,
+        ProtocolError,
+        QuotaExceeded,
+        Refused,
+        Rejected,
+        RelayError,
+        RemoteProtocolError,
+        ServerBusy,
+    )
+    from .net.errors import StreamClosed, StreamGarbled, StreamLost
+
+__all__ = [
+    "FIRST_OFFERED",
+    "Accept",
+    "AcceptHandler",
+    "AuthorizationFailed",
+    "ConfigError",
+    "Connection",
+    "ConnectionInfo",
+    "ConnectionLost",
+    "EndpointNotFound",
+    "EventStream",
+    "GatewayTimeout",
+    "IncomingConnection",
+    "Listener",
+    "ListenerEvent",
+    "ListenerState",
+    "ListenerStatus",
+    "LocalProtocolError",
+    "MessageChannel",
+    "NoListener",
+    "Offline",
+    "Online",
+    "ProtocolError",
+    "QuotaExceeded",
+    "Reconnecting",
+    "Refused",
+    "Reject",
+    "Rejected",
+    "RelayError",
+    "RemoteProtocolError",
+    "ServerBusy",
+    "StreamClosed",
+    "StreamGarbled",
+    "StreamLost",
+    "TokenProvider",
+    "__version__",
+    "open_listener",
+    "open_stream",
+]
+
+__version__: Final = "0.1.0"
+
+_ROOMS: Final = {
+    "client.connection": ("Connection", "ConnectionInfo", "MessageChannel"),
+    "client.credentials": ("TokenProvider",),
+    "client.invitation": ("FIRST_OFFERED", "Accept", "AcceptHandler", "IncomingConnection", "Reject"),
+    "client.listener": ("Listener", "open_listener"),
+    "client.sender": ("open_stream",),
+    "client.status": (
+        "EventStream",
+        "ListenerEvent",
+        "ListenerState",
+        "ListenerStatus",
+        "Offline",
+        "Online",
+        "Reconnecting",
+    ),
+    "net.errors": ("StreamClosed", "StreamGarbled", "StreamLost"),
+}
+"""Where public names live; those that are in none of these are errors."""
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    room = next((room for room, names in _ROOMS.items() if name in names), "errors")
+    value: object = getattr(importlib.import_module(f".{room}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -286,6 +286,11 @@ class WebSocketLeg(trio.abc.AsyncResource):
 
     # Writing ---------------------------------------------------------------------------------------------------------
 
+    @property
+    def is_sending(self) -> bool:
+        """True while a task sends, or waits for room."""
+        return self._send_lock.locked()
+
     async def send_text(self, text: str) -> None:
         """Send one text message; an empty one is sent as such. Errors as `send_binary`."""
         await self._send_message(OPCODE_TEXT, text.encode())
