@@ -1,0 +1,82 @@
+# Doors of the project. `make run` and `make test` install what they need; everything made is under .venv/ and build/.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+ARGS   ?=
+
+NATIVE := setup.py $(wildcard native/*.py native/*.cdef native/include/*.h native/src/*.c native/src/*.h)
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help run demo test check format native-test interop bench bench-quick clean
+
+help:
+	@echo "make run      build what is missing and run a relay until Ctrl-C"
+	@echo "make demo     relay, listener and sender once: a 256 MiB file with its checksum"
+	@echo "make test     install what the tests need and run all of them"
+	@echo "make check    format, lint, types, C warnings as errors"
+	@echo "make format   put the code into its format"
+	@echo "make bench    compare topologies on this machine (minutes); bench-quick for a glance"
+
+run: $(BIN)/.runtime $(BIN)/.native
+	@exec $(BIN)/relaycore serve $(ARGS)
+
+demo: $(BIN)/.runtime $(BIN)/.native
+	@$(BIN)/relaycore demo $(ARGS)
+
+test: $(BIN)/.dev $(BIN)/.native
+	.ci/ensure test
+	$(MAKE) -C native test sanitize
+	tests/interop/install.sh
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(BIN)/.dev $(BIN)/.native
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/flake8 --select ASYNC --disable-noqa=no relaycore tests bench
+	$(BIN)/mypy
+	RELAYCORE_WERROR=1 $(BIN)/python setup.py -q build_ext --build-lib build/check --build-temp build/check/temp --force
+
+format: $(BIN)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+native-test:
+	$(MAKE) -C native test sanitize
+
+interop: $(BIN)/.dev $(BIN)/.native
+	.ci/ensure test
+	tests/interop/install.sh
+	$(BIN)/python -m pytest tests/interop $(ARGS)
+
+bench: $(BIN)/.dev $(BIN)/.native
+	.ci/ensure bench
+	$(BIN)/python -m bench $(ARGS)
+
+bench-quick: $(BIN)/.dev $(BIN)/.native
+	$(BIN)/python -m bench --quick $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info relaycore/_native/*.so
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The environment ------------------------------------------------------------------------------------------------------
+
+$(BIN)/python:
+	.ci/ensure build $(PYTHON)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip setuptools cffi
+
+$(BIN)/.runtime: pyproject.toml setup.py | $(BIN)/python
+	$(BIN)/python -m pip install -q --no-build-isolation -e '.[tls]'
+	@touch $@
+
+$(BIN)/.dev: pyproject.toml setup.py | $(BIN)/python
+	$(BIN)/python -m pip install -q --no-build-isolation -e '.[tls]' --group dev
+	@touch $@ $(BIN)/.runtime
+
+# Neither pip nor uv rebuilds the C part of an editable install by itself after an edit.
+$(BIN)/.native: $(NATIVE) | $(BIN)/python
+	$(BIN)/python setup.py -q build_ext --inplace --build-temp build/native-module
+	@touch $@

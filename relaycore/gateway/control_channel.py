@@ -1,0 +1,414 @@
+"""One listener's control channel, from its registration to its end.
+
+The reading task is also the watchdog: it waits for the next event until the nearest of two instants, the next ping
+or the end of the token, and acts when one passes. Sending has no task of its own while there is nothing to send,
+because thousands of idle listeners are the normal state of a relay.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import TYPE_CHECKING
+
+import trio
+
+from ..broker.auth import Credential, Grant
+from ..broker.model import Namespace, endpoint_not_found
+from ..broker.registry import ListenerEntry, listener_id
+from ..errors import ConnectionLost, EndpointAlreadyExists, Refused, RemoteProtocolError
+from ..net.linger import close_gently
+from ..net.websocket import WebSocketLeg
+from ..trace import CONTROL_IGNORED, LISTENER_LOST, LISTENER_REGISTERED, LISTENER_RENEWED, TOKEN_REFUSED
+from ..vocab import CloseBy, ListenerId, Right
+from ..wire import limits
+from ..wire.address import Address
+from ..wire.frames import Binary, Close, Pong, Text
+from ..wire.handshake import build_101, check_upgrade
+from ..wire.http1 import RequestHead
+from ..wire.messages import RenewToken, parse_from_listener
+from ..wire.status import is_guid
+from .state import Gateway, Peer
+
+if TYPE_CHECKING:
+    from .relay_stream import Waiter
+
+__all__ = ["ControlChannel", "serve_listener"]
+
+
+class ControlChannel:
+    """A registered listener.
+
+    Owned by the task that runs :meth:`run`; other tasks only call the ``*_nowait`` methods.
+    """
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        *,
+        listener_id: ListenerId,
+        namespace: str,
+        entity_path: str,
+        grant: Grant,
+        public_url: str,
+        tracking_id: str,
+    ) -> None:
+        # Static after construction.
+        self._gateway = gateway
+        self.entry = ListenerEntry(
+            listener_id, namespace, entity_path, handle=self, grant_expiry_unix=grant.expiry_unix
+        )
+        self.public_url = public_url
+        self.tracking_id = tracking_id
+        # Owned by the reading task.
+        self._grant = grant
+        self._pings_unanswered = 0
+        self._leg: WebSocketLeg | None = None
+        self._nursery: trio.Nursery | None = None
+        # Shared: what is to be sent, in order, and who has an accept under way here.
+        self._queue: deque[str | Ping] = deque()
+        self._is_sending = False
+        self._closing: tuple[int, str] | None = None
+        self._is_doubted = False
+        self.waiters: set[Waiter] = set()
+        self.messages_sent = 0
+        self.messages_ignored = 0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether messages can still be sent over it."""
+        return self._closing is None
+
+    def doubt_nowait(self) -> None:
+        """Ask for a sign of life: another channel has come with the same id, so this one may have died unnoticed."""
+        self._is_doubted = True
+        self._send_soon(Ping(b""))
+
+    def offer_nowait(self, text: str) -> bool:
+        """Queue a control message.
+
+        Returns: False when the channel is closing, or so many messages wait that the listener cannot be reading;
+        another listener is the better choice then.
+        """
+        if self._closing is not None or len(self._queue) >= self._gateway.config.limits.control_queue:
+            return False
+        self._send_soon(text)
+        return True
+
+    def close_nowait(self, code: int, text: str) -> None:
+        """Stop offering, send Close, and end the channel when that is answered or ``timeouts.close`` has passed."""
+        if self._closing is not None:
+            return
+        self._closing = (code, self._gateway.close_reason(text, self.tracking_id))
+        self._deregister()
+        if self._nursery is not None:
+            self._nursery.start_soon(self._close_by_relay)
+
+    async def run(self, leg: WebSocketLeg) -> tuple[CloseBy, str]:
+        """Serve the channel until it ends.
+
+        Returns: who ended it and why, for the log. The stream is left to the caller.
+        """
+        self._leg = leg
+        outcome = (CloseBy.RELAY, "closed")
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                if self._closing is not None:
+                    nursery.start_soon(self._close_by_relay)
+                elif self._queue:
+                    self._is_sending = True
+                    nursery.start_soon(self._send_queued)
+                outcome = await self._read(leg)
+                nursery.cancel_scope.cancel()
+        finally:
+            self._nursery = None
+            self._deregister()
+        return outcome
+
+    # ---------------------------------------------------------------------------------------------------------- reading
+
+    async def _read(self, leg: WebSocketLeg) -> tuple[CloseBy, str]:
+        next_ping = trio.current_time() + self._gateway.config.timeouts.ping_interval
+        heard = leg.bytes_received
+        while True:
+            try:
+                with trio.move_on_at(min(next_ping, self._token_deadline())) as waiting:
+                    event = await leg.receive()
+            except ConnectionLost as lost:
+                return CloseBy.LISTENER, f"lost: {lost}"
+            except RemoteProtocolError as error:
+                await self._end_with(error.close_code, str(error))
+                return CloseBy.RELAY, f"protocol error: {error}"
+            if waiting.cancelled_caught and leg.bytes_received == heard:
+                verdict = await self._on_silence()
+                if verdict is not None:
+                    return verdict
+                next_ping = trio.current_time() + self._gateway.config.timeouts.ping_interval
+                continue
+            # Any byte is a sign of life, also inside a message that is slow to come.
+            heard = leg.bytes_received
+            self._pings_unanswered = 0
+            if self._is_doubted:
+                self._is_doubted = not self._gateway.registry.confirm(self.entry)
+            next_ping = trio.current_time() + self._gateway.config.timeouts.ping_interval
+            if waiting.cancelled_caught:
+                continue
+            match event:
+                case Text(data):
+                    if not await self._on_message(data):
+                        return CloseBy.RELAY, "renewToken refused"
+                case Binary():
+                    await self._end_with(1002, "binary message without a response before it")
+                    return CloseBy.RELAY, "binary message without a response before it"
+                case Close(code, reason):
+                    return await self._on_close(code, reason)
+                case Pong() | _:
+                    pass
+
+    async def _on_close(self, code: int | None, reason: str) -> tuple[CloseBy, str]:
+        by = CloseBy.LISTENER if self._closing is None else CloseBy.RELAY
+        # 6.1: whoever sees the answer may open the next listener at once, and must not share with a ghost.
+        self._deregister()
+        if self._closing is None:
+            self._closing = (code or 1000, "")
+            await self._send_close(code, reason)
+        return by, f"closed with {code if code is not None else 'no code'}"
+
+    async def _on_silence(self) -> tuple[CloseBy, str] | None:
+        if trio.current_time() >= self._token_deadline():
+            await self._end_with(1008, "ExpiredToken: the token of this listener has expired")
+            return CloseBy.RELAY, "token expired"
+        if self._pings_unanswered >= limits.PINGS_UNANSWERED:
+            return CloseBy.LISTENER, f"{self._pings_unanswered} pings unanswered"
+        self._pings_unanswered += 1
+        self._send_soon(Ping(b""))
+        return None
+
+    async def _on_message(self, data: str) -> bool:
+        """Act on a message; False when the channel is over."""
+        message = parse_from_listener(data)
+        if not isinstance(message, RenewToken):
+            self.messages_ignored += 1
+            self._gateway.trace.emit(CONTROL_IGNORED, tracking_id=self.tracking_id, entity=self.entry.entity_path)
+            return True
+        try:
+            self._grant = authorize_listener(
+                self._gateway, self.entry.namespace, self.entry.entity_path, Credential(message.token, "query")
+            )
+        except Refused as refused:
+            self._gateway.trace.emit(
+                TOKEN_REFUSED,
+                tracking_id=self.tracking_id,
+                entity=self.entry.entity_path,
+                reason=refused.reason.value,
+                message=refused.message,
+            )
+            await self._end_with(1008, refused.message)
+            return False
+        self._gateway.trace.emit(
+            LISTENER_RENEWED,
+            tracking_id=self.tracking_id,
+            entity=self.entry.entity_path,
+            rule=self._grant.rule_name,
+            expiry_unix=self._grant.expiry_unix,
+        )
+        return True
+
+    def _token_deadline(self) -> float:
+        """The Trio instant at which the token and its allowance (5.6) have run out."""
+        if self._closing is not None:
+            return math.inf
+        left = self._grant.expiry_unix + self._gateway.config.timeouts.token_allowance - self._gateway.now_unix()
+        return trio.current_time() + max(0.0, left)
+
+    # ---------------------------------------------------------------------------------------------------------- sending
+
+    def _send_soon(self, item: str | Ping) -> None:
+        if isinstance(item, Ping):
+            # A control frame overtakes what is queued: a live listener behind a full queue must not count as dead.
+            self._queue.appendleft(item)
+        else:
+            self._queue.append(item)
+        if not self._is_sending and self._nursery is not None:
+            self._is_sending = True
+            self._nursery.start_soon(self._send_queued)
+
+    async def _send_queued(self) -> None:
+        assert self._leg is not None
+        try:
+            while self._queue and self._closing is None:
+                item = self._queue.popleft()
+                if isinstance(item, Ping):
+                    await self._leg.send_ping(item.payload)
+                else:
+                    await self._leg.send_text(item)
+                    self.messages_sent += 1
+        except ConnectionLost:
+            # The reading task learns the same and ends the channel.
+            return
+        finally:
+            self._is_sending = False
+
+    async def _send_close(self, code: int | None, reason: str) -> None:
+        assert self._leg is not None
+        with trio.move_on_after(self._gateway.config.timeouts.close):
+            try:
+                await self._leg.send_close(code, reason)
+            except ConnectionLost:
+                return
+
+    async def _end_with(self, code: int, text: str) -> None:
+        """Close from the reading task, then wait for the answer, throwing away what comes before it."""
+        assert self._leg is not None
+        self._deregister()
+        if self._closing is None:
+            self._closing = (code, self._gateway.close_reason(text, self.tracking_id))
+        with trio.move_on_after(self._gateway.config.timeouts.close):
+            await self._send_close(*self._closing)
+            try:
+                while not isinstance(await self._leg.receive(), Close):
+                    pass
+            except ConnectionLost:
+                return
+            except RemoteProtocolError:
+                # It does not speak our language any more, so no answer will be understood.
+                await close_gently(self._leg.stream)
+
+    async def _close_by_relay(self) -> None:
+        assert self._closing is not None
+        assert self._nursery is not None
+        scope = self._nursery.cancel_scope
+        await self._send_close(*self._closing)
+        # The reading task takes the answer and ends the channel; this bounds its patience.
+        await trio.sleep(self._gateway.config.timeouts.close)
+        scope.cancel()
+
+    # ------------------------------------------------------------------------------------------------------------ books
+
+    def _deregister(self) -> None:
+        self._gateway.registry.deregister(self.entry)
+        waiters, self.waiters = self.waiters, set()
+        for waiter in waiters:
+            waiter.channel_lost()
+
+
+class Ping:
+    """A ping in the queue of a channel."""
+
+    __slots__ = ("payload",)
+
+    def __init__(self, payload: bytes) -> None:
+        self.payload = payload
+
+
+def authorize_listener(gateway: Gateway, namespace_name: str, path: str, credential: Credential | None) -> Grant:
+    """Check a listener's token against the definitions of this moment, at listen and at each renewal (6.4).
+
+    Raises:
+      EndpointNotFound: the entity is gone.
+      AuthorizationFailed: see :mod:`relaycore.broker.auth`.
+    """
+    namespace = gateway.store.snapshot.get_namespace(namespace_name)
+    entity = namespace.get_entity(path) if namespace is not None else None
+    if namespace is None or entity is None:
+        raise endpoint_not_found(path)
+    return gateway.authorizer.check(
+        namespace,
+        entity,
+        path,
+        Right.LISTEN,
+        credential,
+        gateway.now_unix(),
+        allowance_s=gateway.config.timeouts.token_allowance,
+    )
+
+
+async def _find_or_create_entity(gateway: Gateway, namespace: Namespace, head: RequestHead, address: Address) -> str:
+    """The entity's own path, made first where the relay is told to make entities for its listeners."""
+    entity = namespace.get_entity(address.path)
+    if entity is None and gateway.config.server.auto_create:
+        # Only a rule of the namespace can speak for a path that has no rules yet.
+        gateway.authorize(namespace, None, address.path, Right.LISTEN, head.headers, address.token)
+        try:
+            entity = await gateway.store.create_entity(namespace.name, address.path)
+        except EndpointAlreadyExists:
+            # Another listener of the same path was quicker; a path that hides another one stays refused.
+            entity = gateway.namespace_for(head).get_entity(address.path)
+            if entity is None:
+                raise
+    if entity is None:
+        raise endpoint_not_found(address.path)
+    return entity.path
+
+
+async def serve_listener(gateway: Gateway, peer: Peer, head: RequestHead, address: Address, trailing: bytes) -> None:
+    """Take a listener: check it, register it, answer 101, and serve its channel to the end.
+
+    Raises:
+      Refused, RemoteProtocolError: before the 101 only; the caller answers.
+    """
+    upgrade = check_upgrade(head)
+    namespace = gateway.namespace_for(head)
+    path = await _find_or_create_entity(gateway, namespace, head, address)
+    namespace = gateway.namespace_for(head)
+    entity = namespace.get_entity(path)
+    if entity is None:
+        raise endpoint_not_found(address.path)
+    grant, _ = gateway.authorize(namespace, entity, address.path, Right.LISTEN, head.headers, address.token)
+
+    tracking_id = gateway.tracking_id(address.id)
+    guid = (
+        listener_id(address.id) if address.id and is_guid(listener_id(address.id)) else ListenerId(gateway.new_guid())
+    )
+    channel = ControlChannel(
+        gateway,
+        listener_id=guid,
+        namespace=namespace.name,
+        entity_path=entity.path,
+        grant=grant,
+        public_url=gateway.public_url(head, peer),
+        tracking_id=tracking_id,
+    )
+    entry = channel.entry
+    for older in gateway.registry.register(namespace.name, entity.path, entry):
+        assert isinstance(older.handle, ControlChannel)
+        older.handle.doubt_nowait()
+    gateway.channels.add(channel)
+    by, cause = CloseBy.LISTENER, "lost before it was answered"
+    registered = False
+    try:
+        # 6.1: registered before the 101 leaves, since the very next act may be a sender's connect.
+        protocol = upgrade.protocols[0] if upgrade.protocols else None
+        try:
+            await peer.stream.send_all(build_101(upgrade.key, protocol=protocol))
+        except trio.BrokenResourceError:
+            return
+        registered = True
+        gateway.trace.emit(
+            LISTENER_REGISTERED,
+            tracking_id=tracking_id,
+            namespace=entry.namespace,
+            entity=entry.entity_path,
+            listener_id=guid,
+            remote=f"{peer.remote.address}:{peer.remote.port}",
+            rule=grant.rule_name,
+        )
+        leg = WebSocketLeg(
+            peer.stream, role="server", early=trailing, max_message_bytes=limits.MAX_CONTROL_MESSAGE_BYTES
+        )
+        by, cause = await channel.run(leg)
+    finally:
+        gateway.registry.deregister(entry)
+        gateway.channels.discard(channel)
+        if registered:
+            gateway.trace.emit(
+                LISTENER_LOST,
+                tracking_id=tracking_id,
+                namespace=entry.namespace,
+                entity=entry.entity_path,
+                listener_id=guid,
+                by=by.value,
+                cause=cause,
+                messages_sent=channel.messages_sent,
+            )

@@ -1,0 +1,265 @@
+"""The first bytes of every connection: what is asked, and who serves it.
+
+A connection that asks for a WebSocket goes to its room and never comes back. Management requests are answered here
+and may follow each other on one connection. Whatever is refused is refused here, in one place: with the reason text
+of section 12, logged with its tracking id, and ever more slowly to a client that does not stop.
+"""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from urllib.parse import unquote
+
+import trio
+
+from ..broker.auth import Grant
+from ..broker.model import HybridConnection, Namespace, endpoint_not_found
+from ..errors import Refused, Rejected, RemoteProtocolError
+from ..net.linger import close_gently
+from ..trace import CONNECTION_REFUSED
+from ..vocab import Action, RefusalReason, Right
+from ..wire.address import Address, is_hybrid_target, parse_target
+from ..wire.http1 import Body, EndOfRequest, Headers, RequestHead, RequestReader, build_response
+from ..wire.messages import RemoteEndpoint
+from . import atom
+from .control_channel import serve_listener
+from .relay_stream import serve_rendezvous, serve_sender
+from .state import Gateway, Peer
+
+__all__ = ["FrontDoor", "remote_endpoint"]
+
+_RECEIVE_BYTES = 16_384
+
+
+def remote_endpoint(stream: trio.SocketStream) -> RemoteEndpoint:
+    """Address and port of the peer, as an IP literal without a zone (7.1)."""
+    name = stream.socket.getpeername()
+    address = ip_address(name[0].split("%", 1)[0])
+    mapped = getattr(address, "ipv4_mapped", None)
+    return RemoteEndpoint(address=str(mapped or address), port=name[1])
+
+
+class _ManagementContext:
+    """What the Atom room sees of the server."""
+
+    def __init__(self, gateway: Gateway, namespace: str, head: RequestHead, peer: Peer) -> None:
+        self._gateway = gateway
+        self._namespace = namespace
+        self.store = gateway.store
+        self.tracking_id = gateway.tracking_id()
+        self.base_url = gateway.public_url(head, peer)
+
+    @property
+    def namespace(self) -> Namespace:
+        namespace = self.store.snapshot.get_namespace(self._namespace)
+        if namespace is None:
+            raise endpoint_not_found("")
+        return namespace
+
+    def listener_count(self, path: str) -> int:
+        return self._gateway.registry.count(self._namespace, path)
+
+    def authorize(
+        self, right: Right | None, entity: HybridConnection | None, path: str, headers: Headers, query_token: str | None
+    ) -> Grant:
+        grant, _ = self._gateway.authorize(self.namespace, entity, path, right, headers, query_token)
+        return grant
+
+    def now_unix(self) -> float:
+        return self._gateway.now_unix()
+
+
+class FrontDoor:
+    """Serves one connection.
+
+    Args:
+      gateway: the server's shared state.
+      peer: the connection; its TLS handshake is done.
+    """
+
+    def __init__(self, gateway: Gateway, peer: Peer) -> None:
+        self._gateway = gateway
+        self._peer = peer
+        self._reader = self._new_reader()
+        self._head: RequestHead | None = None
+        self._address: Address | None = None
+
+    def _new_reader(self) -> RequestReader:
+        limits = self._gateway.config.limits
+        return RequestReader(max_head_bytes=limits.head_bytes, max_headers=limits.headers_count)
+
+    async def serve(self) -> None:
+        """Serve requests until the connection ends or belongs to somebody else."""
+        timeouts = self._gateway.config.timeouts
+        patience = timeouts.head
+        try:
+            while await self._serve_one(patience):
+                patience = timeouts.keep_alive
+        except trio.BrokenResourceError:
+            # The peer left; nobody is there to be told.
+            return
+
+    async def _serve_one(self, patience: float) -> bool:
+        """Serve one request; False when the connection is done with."""
+        self._head = self._address = None
+        try:
+            with self._gateway.idle_until(trio.current_time() + patience) as waiting:
+                head = await self._read_head(waiting)
+            if waiting.cancelled_caught:
+                if self._reader.has_begun and not self._gateway.is_stopping:
+                    raise Refused(
+                        "The request head did not arrive in time", http_status=408, reason=RefusalReason.HEAD_TIMEOUT
+                    )
+                return False
+            if head is None:
+                return False
+            self._head = head
+            return await self._dispatch(head)
+        except (Refused, RemoteProtocolError) as refusal:
+            await self._refuse(refusal)
+        return False
+
+    async def _read_head(self, waiting: trio.CancelScope) -> RequestHead | None:
+        began = self._reader.has_begun
+        while True:
+            event = self._reader.next_event()
+            if isinstance(event, RequestHead):
+                return event
+            if not began and self._reader.has_begun:
+                # Between requests the peer may be idle for long; a head once begun has to come quickly.
+                began = True
+                waiting.deadline = min(waiting.deadline, trio.current_time() + self._gateway.config.timeouts.head)
+            data = await self._peer.stream.receive_some(_RECEIVE_BYTES)
+            if not data:
+                return None
+            self._reader.receive_data(data)
+
+    async def _dispatch(self, head: RequestHead) -> bool:
+        if self._gateway.is_stopping:
+            raise Refused("The relay is shutting down", http_status=503, reason=RefusalReason.SHUTTING_DOWN)
+        if not is_hybrid_target(head.target):
+            return await self._serve_plain(head)
+        self._address = address = parse_target(head.target)
+        trailing = self._reader.trailing
+        match address.action:
+            case Action.LISTEN:
+                await serve_listener(self._gateway, self._peer, head, address, trailing)
+            case Action.CONNECT:
+                await serve_sender(self._gateway, self._peer, head, address, trailing)
+            case Action.ACCEPT | Action.REQUEST:
+                await serve_rendezvous(self._gateway, self._peer, head, address, trailing)
+        return False
+
+    # --------------------------------------------------------------------------------------------------- plain requests
+
+    async def _serve_plain(self, head: RequestHead) -> bool:
+        namespace = self._gateway.namespace_for(head)
+        if not atom.is_management_request(head, namespace):
+            path = unquote(head.target.partition("?")[0]).strip("/")
+            if namespace.find_entity(path) is None:
+                raise endpoint_not_found(path)
+            raise Refused(
+                "This relay joins WebSocket connections; it does not relay HTTP requests",
+                http_status=501,
+                reason=RefusalReason.NOT_SUPPORTED,
+            )
+        with trio.move_on_after(self._gateway.config.timeouts.keep_alive) as waiting:
+            body = await self._read_body()
+        if waiting.cancelled_caught:
+            raise Refused("The request body did not arrive in time", http_status=408, reason=RefusalReason.HEAD_TIMEOUT)
+        context = _ManagementContext(self._gateway, namespace.name, head, self._peer)
+        response = await atom.handle(
+            atom.AtomRequest(
+                method=head.method,
+                target=head.target,
+                headers=head.headers,
+                body=body,
+                host=head.host or "",
+                is_tls=self._peer.is_tls,
+            ),
+            context,
+        )
+        if response.refused is not None:
+            delay = self._note_refusal(response.refused, context.tracking_id)
+            if delay is None:
+                return False
+            await trio.sleep(delay)
+        keep_alive = head.keep_alive and not self._gateway.is_stopping
+        headers = [*response.headers, ("Content-Length", str(len(response.body)))]
+        if not keep_alive:
+            headers.append(("Connection", "close"))
+        body = b"" if head.method == "HEAD" else response.body
+        # Head and body in one send: two cost a client some 40 ms (delayed acknowledgement).
+        await self._peer.stream.send_all(build_response(response.status, response.reason, headers, body))
+        return keep_alive
+
+    async def _read_body(self) -> bytes:
+        assert self._head is not None
+        limit = self._gateway.config.limits.management_body_bytes
+        too_large = Refused(
+            f"The request body is larger than {limit} bytes", http_status=413, reason=RefusalReason.BAD_REQUEST
+        )
+        if (self._head.content_length or 0) > limit:
+            raise too_large
+        if (self._head.headers.get("expect") or "").lower() == "100-continue":
+            await self._peer.stream.send_all(b"HTTP/1.1 100 Continue\r\n\r\n")
+        body = bytearray()
+        while True:
+            event = self._reader.next_event()
+            match event:
+                case Body(data):
+                    body += data
+                    if len(body) > limit:
+                        raise too_large
+                case EndOfRequest():
+                    return bytes(body)
+                case _:
+                    received = await self._peer.stream.receive_some(_RECEIVE_BYTES)
+                    if not received:
+                        raise trio.BrokenResourceError("the peer left inside a request body")
+                    self._reader.receive_data(received)
+
+    # ------------------------------------------------------------------------------------------------------- refusals
+
+    def _note_refusal(self, refused: Refused | RemoteProtocolError, tracking_id: str) -> float | None:
+        """Count and log a refusal. Returns: seconds to let the answer wait, None for no answer at all."""
+        gateway = self._gateway
+        if isinstance(refused, RemoteProtocolError):
+            too_large = refused.http_status in (413, 414, 431)
+            reason = RefusalReason.HEAD_TOO_LARGE if too_large else RefusalReason.BAD_REQUEST
+            refused = Refused(str(refused), http_status=refused.http_status, reason=reason)
+        gateway.refusals_by_reason[refused.reason] += 1
+        # A rejection is the listener's doing, and a busy listener's senders are no attackers.
+        is_rejection = isinstance(refused, Rejected)
+        delay = 0.0 if is_rejection else gateway.limiter.note_refusal(self._peer.remote.address, trio.current_time())
+        gateway.trace.emit(
+            CONNECTION_REFUSED,
+            tracking_id=tracking_id,
+            status=refused.http_status,
+            reason=refused.reason.value,
+            message=refused.message,
+            remote=f"{self._peer.remote.address}:{self._peer.remote.port}",
+            entity=self._address.path if self._address else "",
+            delay=delay,
+        )
+        return delay
+
+    async def _refuse(self, refused: Refused | RemoteProtocolError) -> None:
+        """Answer with a status and a reason phrase, and close."""
+        gateway = self._gateway
+        known = refused.tracking_id if isinstance(refused, Refused) else ""
+        tracking_id = known or gateway.tracking_id(self._address.id if self._address else None)
+        delay = self._note_refusal(refused, tracking_id)
+        if delay is None:
+            return
+        await trio.sleep(delay)
+        # 7.3: a rejection comes out in the listener's words alone.
+        is_own = not isinstance(refused, Rejected)
+        tracker = gateway.system_tracker(self._head, self._address)
+        reason = gateway.reason_phrase(str(refused), tracking_id, tracker) if is_own else str(refused)
+        headers = [("Content-Length", "0"), ("Connection", "close")]
+        if refused.http_status == 426:
+            headers += [("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13")]
+        with trio.move_on_after(gateway.config.timeouts.close):
+            await self._peer.stream.send_all(build_response(refused.http_status, reason, headers))
+            await close_gently(self._peer.stream)

@@ -1,0 +1,427 @@
+"""WebSocket senders: one sender is brought together with one listener, and the pair is served to its end.
+
+::
+
+    sender task                                  listener's rendezvous task
+    ───────────                                  ──────────────────────────
+    check, choose, mint, offer accept ──────▶ (listener dials the address)
+    wait: 30 s, watching the sender              claim the address
+          ◀─────────── hand over stream ───────  its task ends, the stream goes on
+    101 to the sender, 101 to the listener
+    run the session
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+import trio
+
+from ..broker.auth import Grant
+from ..broker.model import HybridConnection, endpoint_not_found
+from ..broker.registry import ListenerEntry, parse_listener_filter
+from ..broker.rendezvous import Pending, not_accepted
+from ..errors import NoListener, Refused, Rejected, ServerBusy
+from ..net.session import EndReason, Session, SessionLeg
+from ..trace import (
+    RENDEZVOUS_CLAIMED,
+    RENDEZVOUS_EXPIRED,
+    RENDEZVOUS_MINTED,
+    RENDEZVOUS_REJECTED,
+    SESSION_CLOSED,
+    SESSION_JOINED,
+)
+from ..vocab import Action, LegKind, RefusalReason, Right, TrackingId
+from ..wire import limits
+from ..wire.address import Address, build_rendezvous
+from ..wire.handshake import UpgradeRequest, build_101, check_upgrade, connect_headers
+from ..wire.http1 import RequestHead, build_response
+from ..wire.messages import Accept, encode_accept
+from .control_channel import ControlChannel
+from .state import Gateway, Peer
+
+__all__ = ["LiveSession", "Waiter", "serve_rendezvous", "serve_sender"]
+
+_EARLY_BYTES = 65_536
+"""What a sender may send before its 101; RFC 6455 4.1 lets it send nothing, so more is not read."""
+
+
+@dataclass(frozen=True, slots=True)
+class HandOver:
+    """A listener's rendezvous connection on its way to the sender's task, which owns the stream from here on."""
+
+    stream: trio.abc.Stream
+    early: bytes
+    upgrade: UpgradeRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The listener's own no."""
+
+    status: int
+    description: str
+
+
+class _Lost(enum.Enum):
+    CHANNEL = enum.auto()
+
+
+class Waiter:
+    """A sender that waits for a listener. The first outcome counts; each is set without a checkpoint."""
+
+    def __init__(self) -> None:
+        self._outcome: HandOver | Refusal | Refused | _Lost | None = None
+        self._changed = trio.Event()
+
+    def hand_over(self, connection: HandOver) -> None:
+        """The rendezvous connection is there."""
+        self._set(connection)
+
+    def reject(self, refusal: Refusal) -> None:
+        """The listener refused."""
+        self._set(refusal)
+
+    def refuse(self, refused: Refused) -> None:
+        """The relay will not go on with it."""
+        self._set(refused)
+
+    def channel_lost(self) -> None:
+        """The control channel that carried the ``accept`` is gone: somebody else may be asked."""
+        self._set(_Lost.CHANNEL)
+
+    def _set(self, outcome: HandOver | Refusal | Refused | _Lost) -> None:
+        if self._outcome is None:
+            self._outcome = outcome
+            self._changed.set()
+
+    async def wait(self) -> HandOver | Refusal | Refused | _Lost:
+        """Wait for the outcome and take it; a rendezvous connection belongs to the caller then."""
+        await self._changed.wait()
+        outcome = self._outcome
+        assert outcome is not None
+        self._outcome = _Lost.CHANNEL
+        return outcome
+
+    def take_unclaimed(self) -> HandOver | None:
+        """The rendezvous connection that came when nobody waited any more."""
+        return self._outcome if isinstance(self._outcome, HandOver) else None
+
+
+@dataclass(eq=False, slots=True)
+class LiveSession:
+    """A running session in the gateway's books."""
+
+    session: Session
+    namespace: str
+    entity_path: str
+    tracking_id: TrackingId
+
+
+class _Sender:
+    """One sender's way from its accepted token to the hand-over."""
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        peer: Peer,
+        head: RequestHead,
+        address: Address,
+        namespace: str,
+        entity: HybridConnection,
+        tracking_id: TrackingId,
+        headers: dict[str, str],
+        trailing: bytes,
+    ) -> None:
+        self._gateway = gateway
+        self._peer = peer
+        self._head = head
+        self._address = address
+        self._namespace = namespace
+        self._entity = entity
+        self._tracking_id = tracking_id
+        self._headers = headers
+        self.early = bytearray(trailing)
+        self.is_gone = False
+
+    async def find_listener(self) -> HandOver | Refused | None:
+        """Offer the sender to listeners until one comes, refuses, or time is up.
+
+        Returns: the rendezvous connection; why there is none; or None when the sender itself has gone.
+        """
+        result: HandOver | Refused | None = not_accepted()
+        try:
+            with trio.move_on_after(self._gateway.config.timeouts.accept):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._watch, nursery.cancel_scope)
+                    result = await self._offer_in_turn()
+                    nursery.cancel_scope.cancel()
+        except BaseException:
+            if isinstance(result, HandOver):
+                await trio.aclose_forcefully(result.stream)
+            raise
+        return None if self.is_gone and not isinstance(result, HandOver) else result
+
+    async def _watch(self, scope: trio.CancelScope) -> None:
+        """Notice a sender that goes away while it waits; keep what it sends too early."""
+        try:
+            while len(self.early) < _EARLY_BYTES:
+                data = await self._peer.stream.receive_some(_EARLY_BYTES - len(self.early))
+                if not data:
+                    break
+                self.early += data
+            else:
+                return
+        except trio.BrokenResourceError:
+            pass
+        self.is_gone = True
+        scope.cancel()
+
+    async def _offer_in_turn(self) -> HandOver | Refused | None:
+        gateway = self._gateway
+        allowed, disallowed = parse_listener_filter(self._head.headers)
+        asked: set[ListenerEntry] = set()
+        while True:
+            try:
+                entry = gateway.registry.choose(
+                    self._namespace,
+                    self._entity.path,
+                    allowed=allowed,
+                    disallowed=disallowed,
+                    excluded=asked,
+                    rng=gateway.rng,
+                )
+            except NoListener as none:
+                return none
+            asked.add(entry)
+            channel = entry.handle
+            assert isinstance(channel, ControlChannel)
+            outcome = await self._offer(channel)
+            match outcome:
+                case HandOver():
+                    return outcome
+                case Refusal(status, description):
+                    return Rejected(description, http_status=status)
+                case Refused():
+                    return outcome
+                case _:
+                    continue
+
+    async def _offer(self, channel: ControlChannel) -> HandOver | Refusal | Refused | _Lost:
+        """Send one listener the ``accept`` and wait for what becomes of it."""
+        gateway = self._gateway
+        waiter = Waiter()
+        if gateway.is_stopping:
+            return ServerBusy("The relay is shutting down", reason=RefusalReason.SHUTTING_DOWN)
+        try:
+            pending = gateway.rendezvous.mint(
+                waiter,
+                namespace=self._namespace,
+                entity_path=self._entity.path,
+                tracking_id=self._tracking_id,
+                now=trio.current_time(),
+                deadline=trio.current_effective_deadline(),
+                new_id=gateway.new_secret,
+            )
+        except ServerBusy as busy:
+            return busy
+        try:
+            message = encode_accept(
+                Accept(
+                    address=build_rendezvous(
+                        channel.public_url,
+                        self._address.raw_path,
+                        self._address.user_query,
+                        Action.ACCEPT,
+                        self._tracking_id,
+                        pending.id,
+                    ),
+                    id=self._tracking_id,
+                    connectHeaders=self._headers,
+                    remoteEndpoint=self._peer.remote,
+                )
+            )
+            if len(message.encode()) > limits.MAX_CONTROL_MESSAGE_BYTES:
+                return Refused(
+                    "Request headers are too large for the control channel",
+                    http_status=431,
+                    reason=RefusalReason.HEAD_TOO_LARGE,
+                )
+            if not channel.offer_nowait(message):
+                return _Lost.CHANNEL
+            channel.waiters.add(waiter)
+            gateway.waiters.add(waiter)
+            gateway.trace.emit(
+                RENDEZVOUS_MINTED,
+                tracking_id=self._tracking_id,
+                entity=self._entity.path,
+                listener_id=channel.entry.id,
+            )
+            return await waiter.wait()
+        finally:
+            channel.waiters.discard(waiter)
+            gateway.waiters.discard(waiter)
+            self._let_go(pending, waiter)
+
+    def _let_go(self, pending: Pending, waiter: Waiter) -> None:
+        self._gateway.rendezvous.expire(trio.current_time())
+        self._gateway.rendezvous.cancel(pending)
+        unclaimed = waiter.take_unclaimed()
+        if unclaimed is not None:
+            # The listener came in the very moment in which this sender left.
+            self._gateway.close_soon(unclaimed.stream, build_response(403, "Forbidden", _CLOSE_HEADERS))
+
+
+_CLOSE_HEADERS = [("Content-Length", "0"), ("Connection", "close")]
+
+
+async def serve_sender(gateway: Gateway, peer: Peer, head: RequestHead, address: Address, trailing: bytes) -> None:
+    """Take a WebSocket sender: check it, find it a listener, answer 101, and run the session to its end.
+
+    Raises:
+      Refused, RemoteProtocolError: before the 101 only; the caller answers.
+    """
+    upgrade = check_upgrade(head)
+    namespace = gateway.namespace_for(head)
+    found = namespace.find_entity(address.path)
+    if found is None:
+        raise endpoint_not_found(address.path)
+    entity, _ = found
+    if not entity.websocket:
+        raise Refused(
+            f"WebSocket connections are switched off for the endpoint: {entity.path}",
+            http_status=403,
+            reason=RefusalReason.WEBSOCKET_DISABLED,
+        )
+    grant, credential = gateway.authorize(
+        namespace,
+        entity,
+        address.path,
+        Right.SEND,
+        head.headers,
+        address.token,
+        may_use_authorization=entity.requires_client_authorization,
+    )
+    with gateway.connections.acquire(namespace.name):
+        tracking_id = gateway.tracking_id(address.id)
+        headers = connect_headers(
+            head.headers, credential_header=credential.source if credential is not None else None, via_host=head.host
+        )
+        sender = _Sender(gateway, peer, head, address, namespace.name, entity, tracking_id, headers, trailing)
+        result = await sender.find_listener()
+        if result is None:
+            gateway.trace.emit(RENDEZVOUS_EXPIRED, tracking_id=tracking_id, entity=entity.path, cause="sender gone")
+            return
+        if isinstance(result, Refused):
+            result.tracking_id = tracking_id
+            if result.reason is RefusalReason.ACCEPT_TIMEOUT:
+                gateway.trace.emit(RENDEZVOUS_EXPIRED, tracking_id=tracking_id, entity=entity.path, cause="timeout")
+            raise result
+        await _join(gateway, peer, upgrade, bytes(sender.early), result, namespace.name, entity, tracking_id, grant)
+
+
+async def _join(
+    gateway: Gateway,
+    peer: Peer,
+    upgrade: UpgradeRequest,
+    early: bytes,
+    listener: HandOver,
+    namespace: str,
+    entity: HybridConnection,
+    tracking_id: TrackingId,
+    grant: Grant,
+) -> None:
+    """Answer both sides and run their session. Owns both streams, whatever happens."""
+    peer.is_detached = True
+    timeouts = gateway.config.timeouts
+    try:
+        # 7.2: exactly one protocol, and one that this sender offered; else neither side is told of any.
+        protocols = listener.upgrade.protocols
+        protocol = protocols[0] if len(protocols) == 1 and protocols[0] in upgrade.protocols else None
+        session = Session(
+            SessionLeg(LegKind.WS_SERVER, peer.stream, early),
+            SessionLeg(LegKind.WS_SERVER, listener.stream, listener.early),
+            gateway.pool,
+            half_closed_timeout=timeouts.half_closed,
+            close_timeout=timeouts.close,
+        )
+        live = LiveSession(session, namespace, entity.path, tracking_id)
+        gateway.sessions.add(live)
+        # The listener's connection has left its own task and is counted here.
+        gateway.open_connections += 1
+        try:
+            with trio.fail_after(timeouts.close):
+                await peer.stream.send_all(build_101(upgrade.key, protocol=protocol))
+                await listener.stream.send_all(build_101(listener.upgrade.key, protocol=protocol))
+            gateway.trace.emit(
+                SESSION_JOINED,
+                tracking_id=tracking_id,
+                namespace=namespace,
+                entity=entity.path,
+                remote=f"{peer.remote.address}:{peer.remote.port}",
+                rule=grant.rule_name,
+                subprotocol=protocol or "",
+            )
+            started = trio.current_time()
+            result = await session.run()
+            to_listener, to_sender = result.statistics.to_listener, result.statistics.to_sender
+            gateway.count_session(result)
+            gateway.trace.emit(
+                SESSION_CLOSED,
+                tracking_id=tracking_id,
+                namespace=namespace,
+                entity=entity.path,
+                reason=result.reason.value,
+                by=result.by.value,
+                close_code=to_listener.close_code if to_listener.close_code is not None else to_sender.close_code,
+                to_listener_bytes=to_listener.payload_bytes,
+                to_sender_bytes=to_sender.payload_bytes,
+                seconds=round(trio.current_time() - started, 3),
+            )
+        finally:
+            gateway.sessions.discard(live)
+            gateway.open_connections -= 1
+    except (trio.BrokenResourceError, trio.TooSlowError):
+        # One of the two went away between its handshake and our 101: an abort like any other.
+        gateway.trace.emit(
+            SESSION_CLOSED,
+            tracking_id=tracking_id,
+            namespace=namespace,
+            entity=entity.path,
+            reason=EndReason.ABORTED.value,
+            by="",
+            close_code=None,
+            to_listener_bytes=0,
+            to_sender_bytes=0,
+            seconds=0.0,
+        )
+    finally:
+        await trio.aclose_forcefully(peer.stream)
+        await trio.aclose_forcefully(listener.stream)
+
+
+async def serve_rendezvous(gateway: Gateway, peer: Peer, head: RequestHead, address: Address, trailing: bytes) -> None:
+    """Take a listener that comes to an address of an ``accept``: hand it to the sender, or carry its rejection there.
+
+    On return the stream belongs to the sender's task, or the connection was a rejection and has been answered.
+
+    Raises:
+      Refused, RemoteProtocolError: the caller answers.
+    """
+    upgrade = check_upgrade(head)
+    if address.rendezvous is None:
+        raise Refused("The rendezvous address is malformed", http_status=400)
+    take = gateway.rendezvous.claim if address.status_code is None else gateway.rendezvous.reject
+    waiter = take(address.rendezvous, address.action, trio.current_time()).sender
+    assert isinstance(waiter, Waiter)
+    if address.status_code is not None:
+        # 7.3: the sender gets the listener's words, the listener 410.
+        status = address.status_code if 400 <= address.status_code <= 599 else 502
+        waiter.reject(Refusal(status, address.status_description or ""))
+        gateway.trace.emit(RENDEZVOUS_REJECTED, tracking_id=address.id or "", entity=address.path, status=status)
+        await peer.stream.send_all(build_response(410, "Gone", _CLOSE_HEADERS))
+        return
+    gateway.trace.emit(RENDEZVOUS_CLAIMED, tracking_id=address.id or "", entity=address.path)
+    peer.is_detached = True
+    waiter.hand_over(HandOver(peer.stream, trailing, upgrade))

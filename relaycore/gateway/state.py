@@ -1,0 +1,206 @@
+"""What all connections of one server share, and the few helpers that need all of it."""
+
+from __future__ import annotations
+
+import random
+import secrets
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import trio
+
+from ..broker.auth import Authorizer, Credential, Grant, find_credential
+from ..broker.model import HybridConnection, Namespace, host_name
+from ..broker.quota import ConnectionQuota, SourceLimiter
+from ..broker.registry import Registry
+from ..broker.rendezvous import RendezvousTable
+from ..config import Config
+from ..errors import EndpointNotFound
+from ..net.pool import BufferPool
+from ..net.session import EndReason, SessionResult
+from ..store.base import Store
+from ..trace import Trace
+from ..vocab import RefusalReason, Right, TrackingId
+from ..wire.address import Address
+from ..wire.http1 import Headers, RequestHead
+from ..wire.messages import RemoteEndpoint
+from ..wire.status import close_reason, make_tracking_id, refusal_reason_phrase
+
+if TYPE_CHECKING:
+    from .control_channel import ControlChannel
+    from .relay_stream import LiveSession, Waiter
+
+__all__ = ["Gateway", "Peer"]
+
+
+@dataclass(slots=True)
+class Peer:
+    """One accepted connection.
+
+    Attributes:
+      stream: plain TCP or TLS; belongs to the connection's task until ``is_detached``.
+      remote: where the peer calls from, as the listener is told.
+      is_tls: whether the stream is encrypted, which decides the scheme of rendezvous addresses.
+      is_detached: the stream has gone to another owner, who closes it.
+    """
+
+    stream: trio.abc.Stream
+    remote: RemoteEndpoint
+    is_tls: bool
+    is_detached: bool = False
+
+
+class Gateway:
+    """State of one running relay. Used from its Trio thread only; no method blocks or is a checkpoint."""
+
+    def __init__(
+        self,
+        config: Config,
+        store: Store,
+        trace: Trace,
+        *,
+        now_unix: Callable[[], float] = time.time,
+        rng: random.Random | None = None,
+    ) -> None:
+        limits = config.limits
+        # Static after construction.
+        self.config = config
+        self.store = store
+        self.trace = trace
+        self.now_unix = now_unix
+        self.rng = rng or random.Random()
+        self.pool = BufferPool(buffers=limits.pool_buffers, buffer_bytes=limits.pool_buffer_bytes)
+        # The books.
+        self.authorizer = Authorizer()
+        self.registry = Registry(max_per_entity=limits.listeners_per_entity)
+        self.rendezvous = RendezvousTable()
+        self.connections = ConnectionQuota(limit=limits.connections_per_namespace)
+        self.limiter = SourceLimiter(
+            limits.refusals_per_second_per_source,
+            limits.refusals_burst,
+            max_delay_s=config.timeouts.refusal_delay,
+        )
+        # Who is here now; each task enters and leaves by itself.
+        self.channels: set[ControlChannel] = set()
+        self.sessions: set[LiveSession] = set()
+        self.waiters: set[Waiter] = set()
+        self.open_connections = 0
+        self.is_stopping = False
+        self._background: trio.Nursery | None = None
+        self._idle: set[trio.CancelScope] = set()
+        # Counters since the start.
+        self.sessions_by_reason = dict.fromkeys(EndReason, 0)
+        self.bytes_to_listener = 0
+        self.bytes_to_sender = 0
+        self.refusals_by_reason: Counter[RefusalReason] = Counter()
+
+    def new_guid(self) -> str:
+        """A fresh random GUID, lower case."""
+        return str(uuid.uuid4())
+
+    def new_secret(self) -> str:
+        """192 random bits in characters that stand unescaped in a URL: what a rendezvous address rests on (5.4)."""
+        return secrets.token_urlsafe(24)
+
+    def tracking_id(self, client_id: str | None = None) -> TrackingId:
+        """The id of one client's attempt: its own GUID where it sent one (12)."""
+        return make_tracking_id(client_id, self.new_guid())
+
+    def namespace_for(self, head: RequestHead) -> Namespace:
+        """The namespace that the client called by its ``Host``.
+
+        Raises:
+          EndpointNotFound: no namespace of this relay has that name.
+        """
+        host = head.host or ""
+        namespace = self.store.snapshot.find_namespace(host)
+        if namespace is None:
+            raise EndpointNotFound(f"Endpoint does not exist: this relay has no namespace called {host_name(host)}")
+        return namespace
+
+    def authorize(
+        self,
+        namespace: Namespace,
+        entity: HybridConnection | None,
+        path: str,
+        right: Right | None,
+        headers: Headers,
+        query_token: str | None,
+        *,
+        may_use_authorization: bool = True,
+    ) -> tuple[Grant, Credential | None]:
+        """Look for a credential and check it; see :meth:`relaycore.broker.auth.Authorizer.check` for what is raised."""
+        credential = find_credential(query_token, headers.get, may_use_authorization=may_use_authorization)
+        grant = self.authorizer.check(
+            namespace,
+            entity,
+            path,
+            right,
+            credential,
+            self.now_unix(),
+            allowance_s=self.config.timeouts.token_allowance,
+        )
+        return grant, credential
+
+    def public_url(self, head: RequestHead, peer: Peer) -> str:
+        """Scheme, host and port by which this client reached us: the base of rendezvous addresses for it (7.1)."""
+        if self.config.server.public_url is not None:
+            return self.config.server.public_url.rstrip("/")
+        return f"{'wss' if peer.is_tls else 'ws'}://{head.host}"
+
+    def use_background(self, nursery: trio.Nursery) -> None:
+        """Name the nursery in which farewells run; it is the server's own."""
+        self._background = nursery
+
+    def close_soon(self, stream: trio.abc.Stream, farewell: bytes) -> None:
+        """Send ``farewell`` and close a stream that nobody waits for any more, within ``timeouts.close``."""
+        assert self._background is not None
+        self._background.start_soon(self._say_goodbye, stream, farewell)
+
+    async def _say_goodbye(self, stream: trio.abc.Stream, farewell: bytes) -> None:
+        try:
+            with trio.move_on_after(self.config.timeouts.close):
+                await stream.send_all(farewell)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        finally:
+            await trio.aclose_forcefully(stream)
+
+    @contextmanager
+    def idle_until(self, deadline: float) -> Iterator[trio.CancelScope]:
+        """A scope for waiting for a request: ends at ``deadline``, or when the server stops."""
+        with trio.CancelScope(deadline=deadline) as scope:
+            self._idle.add(scope)
+            try:
+                yield scope
+            finally:
+                self._idle.discard(scope)
+
+    def end_idle_connections(self) -> None:
+        """Wake every connection that waits for a request; each then ends."""
+        for scope in list(self._idle):
+            scope.cancel()
+
+    def count_session(self, result: SessionResult) -> None:
+        """Add a session that has ended to the counters."""
+        self.sessions_by_reason[result.reason] += 1
+        self.bytes_to_listener += result.statistics.to_listener.payload_bytes
+        self.bytes_to_sender += result.statistics.to_sender.payload_bytes
+
+    def system_tracker(self, head: RequestHead | None, address: Address | None) -> str:
+        """``sb://NAMESPACE/ENTITY`` of a refusal (12)."""
+        host = (head.host if head is not None else None) or self.config.namespace.name
+        return f"sb://{host}/{address.path if address is not None else ''}"
+
+    def reason_phrase(self, message: str, tracking_id: str, tracker: str) -> str:
+        """A refusal's reason phrase in the form of section 12."""
+        return refusal_reason_phrase(message, tracking_id, tracker, self.now_unix())
+
+    def close_reason(self, text: str, tracking_id: str) -> str:
+        """Reason of a Close that the relay makes (13)."""
+        return close_reason(text, tracking_id).decode()

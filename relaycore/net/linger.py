@@ -1,0 +1,35 @@
+"""Closing a connection so that the last words arrive."""
+
+from __future__ import annotations
+
+import trio
+
+__all__ = ["close_gently"]
+
+_TIMEOUT = 2.0
+"""Seconds that the peer may take to close after us."""
+
+_BYTES = 1 << 20
+"""How much of what it still sends is thrown away before it is cut anyway."""
+
+
+async def close_gently(stream: trio.abc.Stream) -> None:
+    """End a stream behind what was sent, in at most two seconds.
+
+    Closing a socket in whose receive buffer something waits resets the connection, and the reset can overtake what was
+    sent before. So our side ends first, the peer's leavings are read up to a bound, and then it is closed. A TLS stream
+    says its own goodbye instead. A peer that is gone already is no error. A checkpoint.
+    """
+    try:
+        with trio.move_on_after(_TIMEOUT):
+            if isinstance(stream, trio.SocketStream):
+                await stream.send_eof()
+                budget = _BYTES
+                while budget > 0 and (data := await stream.receive_some(65_536)):
+                    budget -= len(data)
+            await stream.aclose()
+    except (trio.BrokenResourceError, trio.ClosedResourceError):
+        return
+    finally:
+        # aclose is forceful once it is cancelled, but the timeout may have come before it was called.
+        await trio.aclose_forcefully(stream)

@@ -1,0 +1,355 @@
+"""A joined pair: moves bytes between a sender leg and a listener leg until both are done.
+
+Theory of operation
+-------------------
+The rules of a joined session stand in C, without I/O (``native/src/rc_session.c``). This file is the mover around
+them: it waits for a leg to be readable, borrows a buffer, has one receive translated in one crossing, sends what
+came out, and gives the buffer back.
+
+::
+
+      sender ──recv──▶ [buffer] ─translate─▶ send ──▶ listener       task TO_LISTENER
+      sender ◀──send── [buffer] ◀─translate─ recv ─── listener       task TO_SENDER
+                 ▲                               │
+                 └── a Pong that the listener's Ping is owed goes out here, by whoever holds this leg's writer lock
+
+Three facts shape it:
+
+* **Each leg has one writer at a time.** Bytes of the other leg and frames of the brain's own (Pong, Close) go to
+  the same leg, and the brain may only put its own between two frames. So "translate, then send all of it" happens
+  under that leg's lock. A task that owes a leg a Pong and finds the lock taken leaves it: the holder looks once more
+  after its send. Waiting for the lock could hold up the reading of one leg because of the other one's slowness.
+* **Reading stops while sending blocks**: that is the whole of back-pressure. One direction holds at most one buffer.
+* **An end without a Close frame must not look like an end** (wire contract 8.8), so both legs are cut without any.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+from dataclasses import dataclass
+
+import trio
+
+from .._native import Buffer, SessionStatistics, Step, StepEvent
+from .._native import Session as Brain
+from ..vocab import CloseBy, Direction, LegKind
+from .linger import close_gently
+from .pool import BufferPool
+
+__all__ = ["EndReason", "Session", "SessionLeg", "SessionResult"]
+
+_LAST_WORD_TIMEOUT = 2.0
+"""Seconds to get the Close for a broken rule out."""
+
+
+class EndReason(enum.Enum):
+    """How a session ended; the label in logs and counters."""
+
+    CLOSED = "closed"  # both sides sent Close, or ended as a raw leg does
+    ABORTED = "aborted"  # a leg ended without Close
+    PROTOCOL_ERROR = "protocol_error"  # a leg broke RFC 6455
+    HALF_CLOSED_TIMEOUT = "half_closed_timeout"  # one side sent Close, the other stayed silent
+    RELAY_CLOSED = "relay_closed"  # we closed it: entity gone, shutdown
+
+
+@dataclass(frozen=True, slots=True)
+class SessionLeg:
+    """One side of a session.
+
+    Attributes:
+      kind: what we are on this side.
+      stream: owned by the session from its start on.
+      early: bytes that were read behind the handshake; they go in first.
+    """
+
+    kind: LegKind
+    stream: trio.abc.Stream
+    early: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionResult:
+    """What a session was: how it ended, who ended it first, and what went through."""
+
+    reason: EndReason
+    by: CloseBy
+    statistics: SessionStatistics
+
+
+_BACK = {Direction.TO_LISTENER: Direction.TO_SENDER, Direction.TO_SENDER: Direction.TO_LISTENER}
+_SOURCE = {Direction.TO_LISTENER: CloseBy.SENDER, Direction.TO_SENDER: CloseBy.LISTENER}
+
+
+class Session:
+    """Two legs that are being joined.
+
+    Args:
+      sender, listener: the legs; their streams belong to the session once :meth:`run` is called.
+      pool: where buffers are borrowed.
+      half_closed_timeout: seconds without a byte, after the first Close, until both legs are cut.
+      close_timeout: seconds that the peers have to answer a Close of ours.
+    """
+
+    def __init__(
+        self,
+        sender: SessionLeg,
+        listener: SessionLeg,
+        pool: BufferPool,
+        *,
+        half_closed_timeout: float,
+        close_timeout: float,
+    ) -> None:
+        self._brain = Brain(sender.kind, listener.kind)
+        self._pool = pool
+        self._half_closed_timeout = half_closed_timeout
+        self._close_timeout = close_timeout
+        self._source = {Direction.TO_LISTENER: sender, Direction.TO_SENDER: listener}
+        self._writer = {direction: trio.Lock() for direction in Direction}
+        self._is_torn = dict.fromkeys(Direction, False)
+        self._scope = trio.CancelScope()
+        self._nursery: trio.Nursery | None = None
+        self._reason: EndReason | None = None
+        self._by = CloseBy.RELAY
+        self._is_half_closed = False
+        self._offender: Direction | None = None
+
+    def statistics(self) -> SessionStatistics:
+        """Counters of both directions up to now; not a checkpoint."""
+        return self._brain.statistics()
+
+    def close_nowait(self, code: int, reason: bytes) -> None:
+        """Send Close to both legs at their next frame boundary, then cut them ``close_timeout`` later at the latest.
+
+        Does nothing when the session is already ending. Not a checkpoint.
+        """
+        if self._reason is not None:
+            return
+        self._end(EndReason.RELAY_CLOSED, CloseBy.RELAY)
+        self._brain.close(code, reason)
+        self._scope.deadline = min(self._scope.deadline, trio.current_time() + self._close_timeout)
+        if self._nursery is not None:
+            for direction in Direction:
+                self._nursery.start_soon(self._send_control, direction)
+
+    async def run(self) -> SessionResult:
+        """Move bytes until both sides are done, then close both streams.
+
+        Both streams are closed when this returns or raises; cancelling it cuts both legs.
+        """
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    self._nursery = nursery
+                    for direction in Direction:
+                        if self._brain.owes_control(direction):
+                            nursery.start_soon(self._send_control, direction)
+                    nursery.start_soon(self._move, Direction.TO_LISTENER)
+                    await self._move(Direction.TO_SENDER)
+            self._nursery = None
+            if self._scope.cancelled_caught and self._is_half_closed:
+                self._end(EndReason.HALF_CLOSED_TIMEOUT, CloseBy.RELAY)
+            await self._close_legs()
+        finally:
+            for leg in self._source.values():
+                await trio.aclose_forcefully(leg.stream)
+        return SessionResult(self._reason or EndReason.CLOSED, self._by, self._brain.statistics())
+
+    # ------------------------------------------------------------------------------------------------ one direction
+
+    async def _move(self, direction: Direction) -> None:
+        """Carry one direction to its end."""
+        leg = self._source[direction]
+        try:
+            is_open = not leg.early or await self._relay_bytes(direction, leg.early)
+            if is_open:
+                if isinstance(leg.stream, trio.SocketStream):
+                    await self._move_from_socket(direction, leg.stream)
+                else:
+                    await self._move_from_stream(direction, leg.stream)
+        except (trio.BrokenResourceError, OSError):
+            # Whichever leg it was: a pair that lost one leg without Close loses the other one too.
+            self._abort(direction)
+
+    async def _move_from_socket(self, direction: Direction, stream: trio.SocketStream) -> None:
+        # The descriptor itself is read, since a buffer may only be borrowed once there is something to put into it,
+        # and may be kept for the next receive if that has something too.
+        fd = stream.socket.fileno()
+        while True:
+            await trio.lowlevel.wait_readable(fd)
+            buffer = await self._pool.borrow()
+            try:
+                while True:
+                    try:
+                        received = os.readv(fd, [buffer.window])
+                    except BlockingIOError:
+                        break
+                    if not await self._relay_buffer(direction, buffer, received):
+                        return
+            finally:
+                self._pool.give_back(buffer)
+
+    async def _move_from_stream(self, direction: Direction, stream: trio.abc.Stream) -> None:
+        while True:
+            if not await self._relay_bytes(direction, await stream.receive_some(65_536)):
+                return
+
+    async def _relay_buffer(self, direction: Direction, buffer: Buffer, received: int) -> bool:
+        """Translate in place what was received; False when this direction needs no further reading."""
+        await self._acquire_writer(direction)
+        try:
+            if not received:
+                await self._finish(direction, self._brain.receive_eof(direction, buffer))
+                return False
+            step = self._brain.translate(direction, buffer, received)
+            while await self._finish(direction, step):
+                if not step.more:
+                    return True
+                step = self._brain.resume(direction, buffer)
+            return False
+        finally:
+            self._writer[direction].release()
+
+    async def _relay_bytes(self, direction: Direction, data: bytes | bytearray) -> bool:
+        """Translate bytes that some stream handed over; False when this direction needs no further reading."""
+        buffer = await self._pool.borrow()
+        try:
+            await self._acquire_writer(direction)
+            try:
+                if not data:
+                    await self._finish(direction, self._brain.receive_eof(direction, buffer))
+                    return False
+                offset = 0
+                while offset < len(data):
+                    step = self._brain.translate_from(direction, data, offset, buffer)
+                    offset += step.consumed
+                    if not await self._finish(direction, step):
+                        return False
+                return True
+            finally:
+                self._writer[direction].release()
+        finally:
+            self._pool.give_back(buffer)
+
+    async def _acquire_writer(self, direction: Direction) -> None:
+        # trio.Lock.acquire always lets the other tasks run, which costs more than the translation of a small frame.
+        try:
+            self._writer[direction].acquire_nowait()
+        except trio.WouldBlock:
+            await self._writer[direction].acquire()
+
+    async def _finish(self, direction: Direction, step: Step) -> bool:
+        """Send a step's output to its destination and act on its events. Called with that leg's writer lock held.
+
+        Returns: whether this direction goes on.
+        """
+        if step.output:
+            await self._send(direction, step.output)
+        else:
+            await trio.lowlevel.checkpoint()
+        if self._is_half_closed and self._reason is None:
+            self._scope.deadline = trio.current_time() + self._half_closed_timeout
+        events = step.events
+        if not events:
+            if self._brain.owes_control(direction):
+                await self._send_control_locked(direction)
+            return True
+        if events & StepEvent.PROTOCOL_ERROR:
+            self._end(EndReason.PROTOCOL_ERROR, _SOURCE[direction])
+            self._offender = direction
+            self._scope.cancel()
+            return False
+        if events & StepEvent.ABORT:
+            self._abort(direction)
+            return False
+        if events & StepEvent.CONTROL_OWED_BACK:
+            assert self._nursery is not None
+            if not self._writer[_BACK[direction]].locked():
+                self._nursery.start_soon(self._send_control, _BACK[direction])
+        if self._brain.owes_control(direction):
+            await self._send_control_locked(direction)
+        destination = self._destination(direction)
+        if events & StepEvent.DIRECTION_FINISHED and destination.kind is LegKind.RAW:
+            assert isinstance(destination.stream, trio.abc.HalfCloseableStream)
+            await destination.stream.send_eof()
+        if self._brain.is_finished:
+            self._end(EndReason.CLOSED, _SOURCE[direction])
+            self._scope.cancel()
+        elif events & StepEvent.SOURCE_FINISHED and not self._is_half_closed:
+            self._is_half_closed = True
+            if self._reason is None:
+                self._by = _SOURCE[direction]
+                self._scope.deadline = trio.current_time() + self._half_closed_timeout
+        return not events & StepEvent.SOURCE_FINISHED
+
+    async def _send(self, direction: Direction, output: memoryview) -> None:
+        # A send that is cancelled or fails may have sent a part: whatever came behind it would stand inside a frame.
+        self._is_torn[direction] = True
+        await self._destination(direction).stream.send_all(output)
+        self._is_torn[direction] = False
+
+    # ------------------------------------------------------------------------------------------------ frames of our own
+
+    async def _send_control(self, direction: Direction) -> None:
+        """Send what the brain itself owes to a leg, unless somebody is writing there: then that one does it."""
+        try:
+            self._writer[direction].acquire_nowait()
+        except trio.WouldBlock:
+            return
+        try:
+            await self._send_control_locked(direction)
+        except (trio.BrokenResourceError, OSError):
+            self._abort(_BACK[direction])
+        finally:
+            self._writer[direction].release()
+
+    async def _send_control_locked(self, direction: Direction) -> None:
+        if self._is_torn[direction]:
+            return
+        buffer = await self._pool.borrow()
+        try:
+            step = self._brain.control(direction, buffer)
+            if step.output:
+                await self._send(direction, step.output)
+        finally:
+            self._pool.give_back(buffer)
+        if self._brain.is_finished:
+            self._end(EndReason.CLOSED, CloseBy.RELAY)
+            self._scope.cancel()
+
+    # ------------------------------------------------------------------------------------------------ the end
+
+    def _destination(self, direction: Direction) -> SessionLeg:
+        return self._source[_BACK[direction]]
+
+    def _end(self, reason: EndReason, by: CloseBy) -> None:
+        """Note how the session ended; the first one to say so is right."""
+        if self._reason is None:
+            self._reason = reason
+            if not self._is_half_closed:
+                self._by = by
+
+    def _abort(self, direction: Direction) -> None:
+        self._end(EndReason.ABORTED, _SOURCE[direction])
+        self._scope.cancel()
+
+    async def _close_legs(self) -> None:
+        """Let go of both legs as the end asks for: in order, or cut."""
+        if self._reason is EndReason.PROTOCOL_ERROR:
+            assert self._offender is not None
+            await trio.aclose_forcefully(self._destination(self._offender).stream)
+            with trio.move_on_after(_LAST_WORD_TIMEOUT):
+                await self._tell_offender(self._offender)
+            await close_gently(self._source[self._offender].stream)
+        elif self._brain.is_finished:
+            # 8.7: the relay closes first, once both have said goodbye.
+            async with trio.open_nursery() as nursery:
+                for leg in self._source.values():
+                    nursery.start_soon(close_gently, leg.stream)
+
+    async def _tell_offender(self, direction: Direction) -> None:
+        # Inside an unfinished frame nothing can be said: then the cut has to do.
+        try:
+            await self._send_control_locked(_BACK[direction])
+        except (trio.BrokenResourceError, OSError):
+            return

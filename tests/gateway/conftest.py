@@ -1,0 +1,133 @@
+"""A relay on a free loopback port, and the raw peers that call it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from pathlib import Path
+
+import peers
+import pytest
+import trio
+from peers import Answer, WirePeer
+
+from relaycore.config import Config, ServerConfig, StoreConfig
+from relaycore.gateway.server import Server, serve
+from relaycore.store.base import Store
+from relaycore.store.sqlite import open_sqlite
+from relaycore.trace import Event, Trace
+
+
+class Relay:
+    """A running server with its store, its events, and ways to call it."""
+
+    def __init__(self, server: Server, store: Store, events: list[Event]) -> None:
+        self.server = server
+        self.store = store
+        self.events = events
+        self.port = server.addresses[0][1]
+        self._peers: list[WirePeer] = []
+
+    def token(self, rule: str = "RootManageSharedAccessKey", entity: str | None = None, **options) -> str:
+        namespace = self.server.namespace
+        holder = namespace if entity is None else namespace.get_entity(entity)
+        assert holder is not None
+        found = holder.find_rule(rule)
+        assert found is not None
+        return peers.token(found.name, found.primary_key, **options)
+
+    async def connect(self) -> WirePeer:
+        peer = await WirePeer.open(self.port)
+        self._peers.append(peer)
+        return peer
+
+    async def call(self, target: str, headers: dict[str, str] | None = None, **options) -> tuple[WirePeer, Answer]:
+        peer = await self.connect()
+        return peer, await peer.upgrade(target, headers, **options)
+
+    async def listen(self, path: str = "orders", *, token: str | None = None, query: str = "") -> WirePeer:
+        headers = {"ServiceBusAuthorization": token or self.token()}
+        peer, answer = await self.call(f"/$hc/{path}?sb-hc-action=listen{query}", headers)
+        assert answer.status == 101, answer
+        return peer
+
+    async def accept(self, control: WirePeer, headers: dict[str, str] | None = None) -> WirePeer:
+        """Take the next ``accept`` of a control channel; the rendezvous is answered when the sender is."""
+        message = (await control.read_json())["accept"]
+        return await self.come_to(message["address"], headers)
+
+    async def come_to(self, address: str, headers: dict[str, str] | None = None) -> WirePeer:
+        peer = await self.connect()
+        answer = await peer.upgrade(peers.split_address(address)[1], headers)
+        assert answer.status == 101, answer
+        return peer
+
+    async def join(self, path: str = "orders", query: str = "") -> tuple[WirePeer, WirePeer, WirePeer]:
+        """A control channel, a sender and a listener's rendezvous, joined."""
+        control = await self.listen(path)
+        joined: list[WirePeer] = []
+
+        async def send() -> None:
+            headers = {"ServiceBusAuthorization": self.token()}
+            peer, answer = await self.call(f"/$hc/{path}?sb-hc-action=connect{query}", headers)
+            assert answer.status == 101, answer
+            joined.append(peer)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send)
+            listener = await self.accept(control)
+        return control, joined[0], listener
+
+    async def settle(self) -> None:
+        """Wait until every connection has ended, then check the books."""
+        with trio.fail_after(10):
+            while self.server.statistics().open_connections:
+                await trio.sleep(0.01)
+        assert self.server.check_consistency() == []
+
+    async def hang_up(self) -> None:
+        """Close every peer, then see that the relay has nothing left of them."""
+        for peer in self._peers:
+            await trio.aclose_forcefully(peer.stream)
+        if not self.server.is_stopped:
+            await self.settle()
+
+    def named(self, name: str) -> list[Event]:
+        return [event for event in self.events if event.name == name]
+
+
+@pytest.fixture
+async def start_relay(nursery: trio.Nursery) -> AsyncIterator[Callable[..., object]]:
+    """Start a relay with other settings: sections of the configuration as keywords."""
+    stores: list[Store] = []
+    relays: list[Relay] = []
+
+    async def start(*, path: str | Path = ":memory:", now_unix: Callable[[], float] | None = None, **sections) -> Relay:
+        sections.setdefault("server", ServerConfig(port=0))
+        config = Config(store=StoreConfig(path=str(path)), **sections)
+        store = await open_sqlite(path)
+        stores.append(store)
+        trace = Trace()
+        events: list[Event] = []
+        trace.subscribe(events.append)
+        options = {"now_unix": now_unix} if now_unix is not None else {}
+        server = await nursery.start(partial(serve, config, store=store, trace=trace, **options))
+        await store.create_entity(config.namespace.name, "orders")
+        await store.create_entity(config.namespace.name, "open", requires_client_authorization=False)
+        relays.append(Relay(server, store, events))
+        return relays[-1]
+
+    with trio.fail_after(60):
+        yield start
+    for relay in relays:
+        await relay.hang_up()
+        await relay.server.stop(0)
+        assert not relay.named("internal.error"), relay.named("internal.error")
+    for store in stores:
+        await store.aclose()
+
+
+@pytest.fixture
+async def relay(start_relay) -> AsyncIterator[Relay]:
+    """A relay with default settings, the entity ``orders``, and the anonymous entity ``open``."""
+    yield await start_relay()
