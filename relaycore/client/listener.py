@@ -20,15 +20,16 @@ import random
 import ssl
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final
 
 import trio
 
-from ..errors import AuthorizationFailed, ConfigError, ConnectionLost, RelayError
+from ..errors import AuthorizationFailed, ConfigError, RelayError
 from ..net.connect import WebSocketUrl, parse_ws_url
+from ..net.tasks import alone, bounded, leaves
 from ..net.websocket import DEFAULT_MAX_MESSAGE_BYTES
 from ..trace import CLIENT_OFFLINE, CLIENT_ONLINE, CLIENT_RECONNECTING, INTERNAL_ERROR, Trace
 from ..vocab import ListenerId
@@ -60,8 +61,6 @@ _FAREWELL_TIMEOUT: Final = 2.0
 
 _BUSY: Final = Reject(503, "The listener is busy")
 _CLOSING: Final = Reject(503, "The listener is closing")
-
-_Error = TypeVar("_Error", bound=BaseException)
 
 _log = logging.getLogger("relaycore.client")
 
@@ -268,10 +267,10 @@ class Listener(trio.abc.Listener[Connection]):
         """
         settings = self._settings
         try:
-            with _alone():
+            with alone():
                 credential = await settings.source.fetch()
                 async with trio.open_nursery() as nursery:
-                    with _bounded(LISTENER_RENDEZVOUS_TIMEOUT):
+                    with bounded(LISTENER_RENDEZVOUS_TIMEOUT):
                         channel = await open_control_channel(
                             nursery, settings.url, credential, settings.endpoint.ssl_context
                         )
@@ -283,7 +282,7 @@ class Listener(trio.abc.Listener[Connection]):
         except (RelayError, OSError) as error:
             return error
         except ExceptionGroup as group:
-            first: Exception = next(_leaves(group))  # several tasks met the same end
+            first: Exception = next(leaves(group))  # several tasks met the same end
             return first
         except Exception as error:  # a token provider's, or our bug: neither may end the registration
             settings.trace.emit(INTERNAL_ERROR, exc_info=error, path=self._path)
@@ -395,7 +394,7 @@ class Listener(trio.abc.Listener[Connection]):
             await self._refuse(invitation, decision)
             return None
         try:
-            with _bounded(LISTENER_RENDEZVOUS_TIMEOUT):
+            with bounded(LISTENER_RENDEZVOUS_TIMEOUT):
                 return await invitation.accept(decision.subprotocol)
         except RelayError as error:
             self._counters.accepts_failed += 1
@@ -410,7 +409,7 @@ class Listener(trio.abc.Listener[Connection]):
             return
         self._refusals += 1
         try:
-            with _bounded(LISTENER_RENDEZVOUS_TIMEOUT):
+            with bounded(LISTENER_RENDEZVOUS_TIMEOUT):
                 await invitation.reject(rejection)
             self._counters.connections_rejected += 1
         except RelayError as error:
@@ -510,7 +509,7 @@ async def open_listener(
             clock=clock,
         )
     )
-    with _alone():
+    with alone():
         async with trio.open_nursery() as nursery:
             nursery.start_soon(listener._main)
             async with listener:
@@ -531,37 +530,3 @@ def _text_of(cause: BaseException) -> str:
 
 def _shown(invitation: Invitation) -> str:
     return invitation.incoming.tracking_id[:64]
-
-
-@contextmanager
-def _bounded(seconds: float) -> Iterator[None]:
-    """A deadline whose passing counts as a lost connection."""
-    try:
-        with trio.fail_after(seconds):
-            yield
-    except trio.TooSlowError as error:
-        raise ConnectionLost(f"no answer within {seconds:g} s") from error
-
-
-@contextmanager
-def _alone() -> Iterator[None]:
-    """Let a single exception out of a nursery as it was, without the group around it.
-
-    What is raised inside these nurseries is one thing that went wrong and cancellations that followed from it.
-    """
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        found = list(_leaves(group))
-        errors = [error for error in found if not isinstance(error, trio.Cancelled)]
-        if len(errors) != 1:
-            raise
-        raise errors[0] from errors[0].__cause__
-
-
-def _leaves(group: BaseExceptionGroup[_Error]) -> Iterator[_Error]:
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _leaves(error)
-        else:
-            yield error
