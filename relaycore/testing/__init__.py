@@ -9,5 +9,6 @@
 """
 
 from .fake_relay import FakeRelay, FakeRequest, open_fake_relay
+from .relay import Relay, open_relay
 
-__all__ = ["FakeRelay", "FakeRequest", "open_fake_relay"]
+__all__ = ["FakeRelay", "FakeRequest", "Relay", "open_fake_relay", "open_relay"]
