@@ -52,9 +52,8 @@ class UpgradeRequest:
 
 def accept_key(key: str) -> str:
     """Return the ``Sec-WebSocket-Accept`` that answers a ``Sec-WebSocket-Key`` (RFC 6455 4.2.2)."""
-    return base64.b64encode(hashlib.sha1(key.encode("latin-1") + _MAGIC, usedforsecurity=False).digest()).decode(
-        "ascii"
-    )
+    digest = hashlib.sha1(key.encode("latin-1") + _MAGIC, usedforsecurity=False).digest()
+    return base64.b64encode(digest).decode("ascii")
 
 
 def new_key(random16: bytes) -> str:
@@ -85,8 +84,8 @@ def check_upgrade(head: RequestHead) -> UpgradeRequest:
     """Read a client's handshake. Extension offers, and header fields nobody asked for, are of no interest.
 
     Raises:
-      RemoteProtocolError: 426 when it is no upgrade to WebSocket or of another version than 13; 400 when the handshake is
-        malformed. ``refusal_headers`` has what belongs into the answer.
+      RemoteProtocolError: 426 when it is no upgrade to WebSocket or of another version than 13; 400 when the handshake
+        is malformed. ``refusal_headers`` has what belongs into the answer.
 
     Source: RFC 6455 4.2.1; wire contract 4.
     """
@@ -116,8 +115,8 @@ def _is_key(key: str) -> bool:
 def build_101(key: str, *, protocol: str | None) -> bytes:
     """Return the answer that opens a WebSocket.
 
-    It holds these fields once each and nothing else: one .NET code path throws on content fields, and no client may be told
-    of an extension.
+    It holds these fields once each and nothing else: one .NET code path throws on content fields, and no client may be
+    told of an extension.
 
     Args:
       key: the client's ``Sec-WebSocket-Key``.
@@ -197,8 +196,8 @@ def _rows(names: str, connect: _Fate, request: _Fate, response: _Fate) -> dict[s
 
 _P, _D, _C, _A = _Fate.PASS, _Fate.DROP, _Fate.DROP_IF_CREDENTIAL, _Fate.ANNOTATE
 
-# A name that is not here passes. WebSocket fields have no meaning in a relayed request and none can come from a listener,
-# so those dashes of the contract's table pass as well. What frames a body is recomputed on each side of the relay.
+# A name that is not here passes. WebSocket fields mean nothing in a relayed request or a listener's answer, so those
+# dashes of the contract's table pass as well. What frames a body is recomputed on each side of the relay.
 _FATES: Final = {
     **_rows("ServiceBusAuthorization", _D, _D, _D),
     **_rows("Authorization", _C, _C, _P),
@@ -211,10 +210,10 @@ _FATES: Final = {
 }
 
 
-def _annotated(via: str | None, via_host: str) -> str:
-    """Return a ``Via`` with us at its end, in a form that .NET can parse: ``1.1 host[:port]``."""
-    own = f"1.1 {via_host}"
-    return own if not via else f"{via}, {own}"
+def _annotated(via: Iterable[str], via_host: str | None) -> str:
+    """Return one ``Via`` with us at its end, in a form that .NET can parse: ``1.1 host[:port]``."""
+    own = [] if via_host is None else [f"1.1 {via_host}"]
+    return ", ".join([*filter(None, via), *own])
 
 
 def _to_listener(
@@ -232,10 +231,10 @@ def _to_listener(
         fate = _Fate.PASS if fates is None else fates[column]
         if fate is _Fate.DROP or (fate is _Fate.DROP_IF_CREDENTIAL and is_credential):
             continue
-        value = headers.joined(name) or ""
-        passed[name] = _annotated(value, via_host) if fate is _Fate.ANNOTATE and via_host is not None else value
+        is_via = fate is _Fate.ANNOTATE
+        passed[name] = _annotated(headers.get_all(name), via_host) if is_via else headers.joined(name) or ""
     if via_host is not None and "via" not in seen:
-        passed["Via"] = _annotated(None, via_host)
+        passed["Via"] = _annotated([], via_host)
     return passed
 
 
@@ -289,8 +288,7 @@ def response_headers(headers: Mapping[str, str | Iterable[str]], *, via_host: st
             lines += [(name, value) for value in values]
         else:
             lines.append((name, ", ".join(values)))
-    if via_host is not None:
-        via.append(f"1.1 {via_host}")
-    if via:
-        lines.append(("Via", ", ".join(via)))
+    annotated = _annotated(via, via_host)
+    if annotated:
+        lines.append(("Via", annotated))
     return lines
