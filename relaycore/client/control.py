@@ -162,7 +162,7 @@ class ControlChannel(trio.abc.AsyncResource):
 
 
 async def open_control_channel(
-    nursery: trio.Nursery, url: WebSocketUrl, credential: Credential, ssl_context: ssl.SSLContext
+    nursery: trio.Nursery, url: WebSocketUrl, credential: Credential, ssl_context: ssl.SSLContext | None
 ) -> ControlChannel:
     """Dial, register, and return the channel.
 
@@ -171,7 +171,7 @@ async def open_control_channel(
         refused upgrade is raised by that task, so it comes out of the nursery in an exception group.
       url: see `build_listen_url`.
       credential: goes into a header.
-      ssl_context: used if the URL is ``wss``.
+      ssl_context: for ``wss``; None is the system's store.
 
     Raises: as `open_websocket`.
     """

@@ -22,13 +22,13 @@ class RelayEndpoint:
       settings: the connection string, with ``entity_path`` filled in.
       path: the hybrid connection, without slashes at its ends.
       base_url: ``wss://HOST[:PORT]`` or ``ws://...``.
-      ssl_context: for every ``wss`` connection, rendezvous included.
+      ssl_context: for every ``wss`` connection, rendezvous included; None is the system's store.
     """
 
     settings: ConnectionString
     path: str
     base_url: str
-    ssl_context: ssl.SSLContext
+    ssl_context: ssl.SSLContext | None
 
 
 def resolve_endpoint(
@@ -60,5 +60,5 @@ def resolve_endpoint(
         settings=dataclasses.replace(connection_string, entity_path=path),
         path=path,
         base_url=base_url,
-        ssl_context=ssl_context or client_ssl_context(cafile),
+        ssl_context=client_ssl_context(cafile) if cafile is not None else ssl_context,
     )

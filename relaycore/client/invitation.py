@@ -88,7 +88,7 @@ class Invitation:
       path: the hybrid connection we listen on.
       is_tls: whether it came over TLS. The rendezvous then has to use TLS too: whoever can forge the address could
         otherwise strip it off.
-      ssl_context: for the rendezvous.
+      ssl_context: for the rendezvous; None is the system's store.
       max_message_bytes: see `Connection.messages`.
 
     Raises:
@@ -97,7 +97,13 @@ class Invitation:
     """
 
     def __init__(
-        self, message: AcceptMessage, *, path: str, is_tls: bool, ssl_context: ssl.SSLContext, max_message_bytes: int
+        self,
+        message: AcceptMessage,
+        *,
+        path: str,
+        is_tls: bool,
+        ssl_context: ssl.SSLContext | None,
+        max_message_bytes: int,
     ) -> None:
         self._address = message.address
         self._url = parse_ws_url(message.address)

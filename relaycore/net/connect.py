@@ -8,6 +8,7 @@ Deadlines are the caller's.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import ssl
@@ -74,13 +75,26 @@ def client_ssl_context(cafile: str | os.PathLike[str] | None = None) -> ssl.SSLC
     """Return a context that verifies certificate and host name, takes TLS 1.2 and later, and asks for HTTP/1.1.
 
     Args:
-      cafile: PEM file of the only authorities to trust; the system's store without it.
+      cafile: PEM file of the only authorities to trust; without it the system's store, which is read once.
 
     Raises:
       ConfigError: the file is not there or holds no certificate.
 
     Source: wire contract 4: nothing here works over HTTP/2.
     """
+    if cafile is None:
+        return _system_context()
+    return _new_context(cafile)
+
+
+@functools.cache
+def _system_context() -> ssl.SSLContext:
+    # Reading the system's store takes tens of milliseconds, too much for each connection. Nobody outside gets hold of
+    # the context, so that nobody can change it for the others.
+    return _new_context(None)
+
+
+def _new_context(cafile: str | os.PathLike[str] | None) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=cafile)
     except (OSError, ssl.SSLError) as error:
@@ -90,8 +104,12 @@ def client_ssl_context(cafile: str | os.PathLike[str] | None = None) -> ssl.SSLC
     return context
 
 
-async def open_transport(url: WebSocketUrl, ssl_context: ssl.SSLContext) -> trio.abc.Stream:
+async def open_transport(url: WebSocketUrl, ssl_context: ssl.SSLContext | None) -> trio.abc.Stream:
     """Connect to the URL's host, with TLS if its scheme asks for it.
+
+    Args:
+      url: where; only host, port and scheme count.
+      ssl_context: for ``wss``; None is `client_ssl_context()`.
 
     Raises:
       ConnectionLost: no address answered, or TLS failed; a refused certificate is an `ssl.SSLCertVerificationError` in
@@ -104,7 +122,7 @@ async def open_transport(url: WebSocketUrl, ssl_context: ssl.SSLContext) -> trio
     if not url.is_tls:
         return tcp
     # https_compatible: the WebSocket Close says where the data ends; TLS need not say it again.
-    stream = trio.SSLStream(tcp, ssl_context, server_hostname=url.host, https_compatible=True)
+    stream = trio.SSLStream(tcp, ssl_context or client_ssl_context(), server_hostname=url.host, https_compatible=True)
     try:
         await stream.do_handshake()
     except trio.BrokenResourceError as error:
@@ -129,7 +147,7 @@ class OpenedWebSocket:
 async def open_websocket(
     url: WebSocketUrl,
     *,
-    ssl_context: ssl.SSLContext,
+    ssl_context: ssl.SSLContext | None = None,
     headers: Iterable[tuple[str, str]] = (),
     protocols: Sequence[str] = (),
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
@@ -138,7 +156,7 @@ async def open_websocket(
 
     Args:
       url: where.
-      ssl_context: used if the URL is ``wss``.
+      ssl_context: for ``wss``; None is `client_ssl_context()`.
       headers: added to those of the handshake.
       protocols: sub-protocols to offer, the preferred one first.
       max_message_bytes: see `WebSocketLeg`.
