@@ -62,17 +62,14 @@ def open_database(path: Path | str, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -
     name = str(path)
     if name != MEMORY:
         _make_private(Path(path))
-    connection: sqlite3.Connection | None = None
-    try:
+    with explained(name):
         connection = sqlite3.connect(name, timeout=busy_timeout_s, isolation_level=None, check_same_thread=False)
-        _configure(connection, name)
-        _migrate(connection, name)
-    except BaseException as error:
-        if connection is not None:
+        try:
+            _configure(connection, name)
+            _migrate(connection, name)
+        except BaseException:
             connection.close()
-        if isinstance(error, sqlite3.Error):
-            raise explain(error, name) from error
-        raise
+            raise
     return connection
 
 
@@ -170,6 +167,15 @@ _DAMAGED: Final = (
 
 _DAMAGE_CODES: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _BUSY_CODES: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
+
+
+@contextlib.contextmanager
+def explained(name: str) -> Iterator[None]:
+    """Turn errors of SQLite into ours. ``name`` is the file's."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise explain(error, name) from error
 
 
 def explain(error: sqlite3.Error, name: str) -> RelayError:

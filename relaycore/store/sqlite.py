@@ -21,12 +21,11 @@ result is queued by the thread and published by whoever comes next on the Trio s
 from __future__ import annotations
 
 import base64
-import contextlib
 import dataclasses
 import secrets
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
@@ -67,7 +66,7 @@ from ..errors import (
 from ..vocab import RefusalReason, Right
 from ..wire import limits
 from .base import KEEP, Change, Keep, Store, Which, compare_snapshots
-from .schema import BUSY_TIMEOUT_S, check_schema, explain, open_database, transaction
+from .schema import BUSY_TIMEOUT_S, check_schema, explained, open_database, transaction
 
 T = TypeVar("T")
 
@@ -113,7 +112,7 @@ async def open_sqlite(
     def open_and_load() -> tuple[sqlite3.Connection, Snapshot, int]:
         connection = open_database(path, busy_timeout_s=busy_timeout_s)
         try:
-            with _explained(str(path)):
+            with explained(str(path)):
                 return (connection, *_read(connection, str(path), EMPTY_SNAPSHOT))
         except BaseException:
             connection.close()
@@ -197,7 +196,7 @@ class SqliteStore(Store):
 
     def _commit(self, work: Callable[[_Write], T]) -> tuple[Snapshot, T]:
         connection = self._connection
-        with _explained(self._name):
+        with explained(self._name):
             with transaction(connection):
                 # Under the write lock nobody else commits, so what is loaded here is what will be committed.
                 (version,) = connection.execute("SELECT version FROM store").fetchone()
@@ -219,7 +218,7 @@ class SqliteStore(Store):
 
     def _catch_up(self) -> bool:
         connection = self._connection
-        with _explained(self._name):
+        with explained(self._name):
             # Changes whenever another connection has committed to the file, and costs no lock.
             (data_version,) = connection.execute("PRAGMA data_version").fetchone()
             if data_version == self._data_version:
@@ -677,14 +676,6 @@ class _Write:
 
 
 # Reading -------------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _explained(name: str) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise explain(error, name) from error
 
 
 def _read(connection: sqlite3.Connection, name: str, base: Snapshot) -> tuple[Snapshot, int]:
