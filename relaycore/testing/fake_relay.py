@@ -6,6 +6,7 @@ It knows no entities and checks no tokens. What it is for are the things a real 
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 import struct
@@ -17,6 +18,7 @@ from typing import Final
 
 import trio
 
+from ..errors import RemoteProtocolError
 from ..net.tasks import alone
 from ..net.websocket import WebSocketLeg
 from ..vocab import Action
@@ -76,12 +78,13 @@ class FakeRequest:
 
     async def refuse(self, status: int, reason: str = "") -> None:
         """Answer with another status and close."""
-        await self.stream.send_all(build_response(status, reason, [("Content-Length", "0"), ("Connection", "close")]))
+        await self.answer_raw(build_response(status, reason, [("Content-Length", "0"), ("Connection", "close")]))
         await self.stream.aclose()
 
     async def answer_raw(self, data: bytes) -> None:
-        """Send bytes that need not be an answer."""
-        await self.stream.send_all(data)
+        """Send bytes that need not be an answer. A client that hangs up meanwhile is no error."""
+        with contextlib.suppress(trio.BrokenResourceError):
+            await self.stream.send_all(data)
 
     async def reset(self) -> None:
         """Cut the connection with a TCP reset."""
@@ -103,7 +106,7 @@ class FakeRelay:
     Attributes:
       port: on 127.0.0.1.
       base_url: ``ws://127.0.0.1:PORT``, or ``wss://localhost:PORT`` with TLS.
-      handshakes_failed: TLS handshakes that clients broke off.
+      handshakes_failed: TLS handshakes that clients broke off, and requests that were none.
       connections: TCP connections accepted so far.
     """
 
@@ -188,7 +191,7 @@ class FakeRelay:
             if ssl_context is not None:
                 transport = trio.SSLStream(stream, ssl_context, server_side=True, https_compatible=True)
             request = await self._read_request(transport)
-        except trio.BrokenResourceError:
+        except (trio.BrokenResourceError, RemoteProtocolError):
             self.handshakes_failed += 1
             request = None
         except BaseException:
