@@ -1,12 +1,23 @@
-"""Hypothesis strategies that several test files share. Nothing here draws from the network, the clock or the disk."""
+"""Hypothesis strategies that several test files share. Nothing here draws from the network, the clock or the disk.
+
+Importing this file also chooses how long properties are tried: ``HYPOTHESIS_PROFILE`` is ``dev`` (the default), ``ci``
+or ``soak``. None has a deadline for a single example, because a busy machine would fail it.
+"""
 
 from __future__ import annotations
 
+import os
 import string
 from collections.abc import Sequence
 from itertools import pairwise
 
+from hypothesis import settings
 from hypothesis import strategies as st
+
+settings.register_profile("dev", deadline=None)
+settings.register_profile("ci", deadline=None, max_examples=300, print_blob=True)
+settings.register_profile("soak", deadline=None, max_examples=20_000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 
 TOKEN_CHARS = "!#$%&'*+-.^_`|~" + string.digits + string.ascii_letters
 """What an HTTP token may hold (RFC 9110 5.6.2)."""
