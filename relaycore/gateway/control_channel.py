@@ -141,10 +141,11 @@ class ControlChannel:
                 await self._end_with(error.close_code, str(error))
                 return CloseBy.RELAY, f"protocol error: {error}"
             if waiting.cancelled_caught and leg.bytes_received == heard:
-                verdict = await self._on_silence()
+                verdict = await self._on_silence(next_ping)
                 if verdict is not None:
                     return verdict
-                next_ping = trio.current_time() + self._gateway.config.timeouts.ping_interval
+                if trio.current_time() >= next_ping:
+                    next_ping = trio.current_time() + self._gateway.config.timeouts.ping_interval
                 continue
             # Any byte is a sign of life, also inside a message that is slow to come.
             heard = leg.bytes_received
@@ -175,10 +176,12 @@ class ControlChannel:
             await self._send_close(code, reason)
         return by, f"closed with {code if code is not None else 'no code'}"
 
-    async def _on_silence(self) -> tuple[CloseBy, str] | None:
-        if trio.current_time() >= self._token_deadline():
+    async def _on_silence(self, next_ping: float) -> tuple[CloseBy, str] | None:
+        if self._token_left() <= 0:
             await self._end_with(1008, "ExpiredToken: the token of this listener has expired")
             return CloseBy.RELAY, "token expired"
+        if trio.current_time() < next_ping:
+            return None  # the two clocks differ by a moment; the token has it left
         if self._pings_unanswered >= limits.PINGS_UNANSWERED:
             return CloseBy.LISTENER, f"{self._pings_unanswered} pings unanswered"
         self._pings_unanswered += 1
@@ -217,10 +220,13 @@ class ControlChannel:
 
     def _token_deadline(self) -> float:
         """The Trio instant at which the token and its allowance (5.6) have run out."""
+        return trio.current_time() + max(0.0, self._token_left())
+
+    def _token_left(self) -> float:
+        """Seconds until then, by the wall clock. A closing channel does not care any more."""
         if self._closing is not None:
             return math.inf
-        left = self._grant.expiry_unix + self._gateway.config.timeouts.token_allowance - self._gateway.now_unix()
-        return trio.current_time() + max(0.0, left)
+        return self._grant.expiry_unix + self._gateway.config.timeouts.token_allowance - self._gateway.now_unix()
 
     # ---------------------------------------------------------------------------------------------------------- sending
 

@@ -23,6 +23,7 @@ from ..broker.model import HybridConnection, endpoint_not_found
 from ..broker.registry import ListenerEntry, parse_listener_filter
 from ..broker.rendezvous import Pending, not_accepted
 from ..errors import NoListener, Refused, Rejected, ServerBusy
+from ..net.linger import cut
 from ..net.session import EndReason, Session, SessionLeg
 from ..trace import (
     RENDEZVOUS_CLAIMED,
@@ -159,7 +160,7 @@ class _Sender:
                     nursery.cancel_scope.cancel()
         except BaseException:
             if isinstance(result, HandOver):
-                await trio.aclose_forcefully(result.stream)
+                await cut(result.stream)
             raise
         return None if self.is_gone and not isinstance(result, HandOver) else result
 
@@ -397,8 +398,7 @@ async def _join(
             seconds=0.0,
         )
     finally:
-        await trio.aclose_forcefully(peer.stream)
-        await trio.aclose_forcefully(listener.stream)
+        await cut(peer.stream, listener.stream)
 
 
 async def serve_rendezvous(gateway: Gateway, peer: Peer, head: RequestHead, address: Address, trailing: bytes) -> None:

@@ -26,6 +26,7 @@ from ..broker.model import Namespace, endpoint_not_found, fold
 from ..config import Config, default_store_path
 from ..errors import ConfigError, ServerBusy
 from ..net.accept import TlsContext, open_listeners
+from ..net.linger import cut
 from ..store.base import Change, ChangeKind, Store
 from ..store.sqlite import open_sqlite
 from ..trace import (
@@ -372,7 +373,7 @@ class _Running:
         finally:
             try:
                 if peer is None or not peer.is_detached:
-                    await trio.aclose_forcefully(stream)
+                    await cut(stream)
             finally:
                 self._gateway.open_connections -= 1
                 self._gone.unpark_all()

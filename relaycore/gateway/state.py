@@ -21,6 +21,7 @@ from ..broker.registry import Registry
 from ..broker.rendezvous import RendezvousTable
 from ..config import Config
 from ..errors import EndpointNotFound
+from ..net.linger import cut
 from ..net.pool import BufferPool
 from ..net.session import EndReason, SessionResult
 from ..store.base import Store
@@ -169,7 +170,7 @@ class Gateway:
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
         finally:
-            await trio.aclose_forcefully(stream)
+            await cut(stream)
 
     @contextmanager
     def idle_until(self, deadline: float) -> Iterator[trio.CancelScope]:

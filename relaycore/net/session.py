@@ -34,7 +34,7 @@ import trio
 from .._native import Buffer, SessionStatistics, Step, StepEvent
 from .._native import Session as Brain
 from ..vocab import CloseBy, Direction, LegKind
-from .linger import close_gently
+from .linger import close_gently, cut
 from .pool import BufferPool
 
 __all__ = ["EndReason", "Session", "SessionLeg", "SessionResult"]
@@ -151,8 +151,7 @@ class Session:
                 self._end(EndReason.HALF_CLOSED_TIMEOUT, CloseBy.RELAY)
             await self._close_legs()
         finally:
-            for leg in self._source.values():
-                await trio.aclose_forcefully(leg.stream)
+            await cut(*(leg.stream for leg in self._source.values()))
         return SessionResult(self._reason or EndReason.CLOSED, self._by, self._brain.statistics())
 
     # ------------------------------------------------------------------------------------------------ one direction
@@ -337,7 +336,7 @@ class Session:
         """Let go of both legs as the end asks for: in order, or cut."""
         if self._reason is EndReason.PROTOCOL_ERROR:
             assert self._offender is not None
-            await trio.aclose_forcefully(self._destination(self._offender).stream)
+            await cut(self._destination(self._offender).stream)
             with trio.move_on_after(_LAST_WORD_TIMEOUT):
                 await self._tell_offender(self._offender)
             await close_gently(self._source[self._offender].stream)

@@ -337,17 +337,16 @@ async def test_deleted_entity_closes_its_sessions(relay) -> None:
 async def test_connection_quota_of_a_sender(start_relay) -> None:
     """spec 12: namespace quota: 503 to a sender, with the name of the quota."""
     relay = await start_relay(limits=LimitsConfig(connections_per_namespace=1))
-    _, sender, _ = await relay.join()
+    control, sender, _ = await relay.join()
     _, answer = await relay.call("/$hc/orders", {"ServiceBusAuthorization": relay.token()})
     assert answer.status == 503
     assert "ConnectionsPerNamespace" in answer.reason
     sender.reset()
+    control.reset()
     with trio.fail_after(5):
-        while relay.server.statistics().sessions:
+        while relay.server.statistics().open_connections:
             await trio.sleep(0.01)
-    control = await relay.listen()
-    _, finish = await offer(relay, control)
-    del finish
+    await relay.join()
 
 
 async def test_anonymous_entity(relay) -> None:
