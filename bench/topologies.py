@@ -222,9 +222,10 @@ def relay_headers(announced: dict[str, Any]) -> tuple[str, ...]:
     return (f"ServiceBusAuthorization: {token}",)
 
 
-@topology("relay-trio", "relaycore, sessions moved by Trio", missing=_relay_missing, version=_relay_version)
-def relay_trio(stage: Stage) -> Route:
-    relay, announced = stage.run_python("bench.relays.relay", "--entity", ENTITY)
+def open_relay(stage: Stage, **settings: object) -> Route:
+    """A relay and its listener; settings by name, two underscores for the dot, beside the defaults."""
+    changed = [f"--set={name.replace('__', '.')}={json.dumps(value)}" for name, value in settings.items()]
+    relay, announced = stage.run_python("bench.relays.relay", "--entity", ENTITY, *changed)
     headers = relay_headers(announced)
     listener, _ = stage.load(
         "listener",
@@ -235,3 +236,8 @@ def relay_trio(stage: Stage) -> Route:
     )
     target = f"/$hc/{ENTITY}?sb-hc-action=connect"
     return Route("127.0.0.1", announced["port"], target, (relay.pid,), (listener.pid,), headers)
+
+
+@topology("relay-trio", "relaycore, sessions moved by Trio", missing=_relay_missing, version=_relay_version)
+def relay_trio(stage: Stage) -> Route:
+    return open_relay(stage)

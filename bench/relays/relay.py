@@ -8,27 +8,37 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 
 import trio
 
-from relaycore.config import Config, LimitsConfig, ServerConfig, StoreConfig
+from relaycore.config import load_config
 from relaycore.gateway.server import serve
 from relaycore.trace import configure_logging
 
 from .stage import announce, parser, wait_input_closed
 
-CONNECTIONS = 20_000
+SETTINGS: dict[str, object] = {
+    "server.port": 0,
+    "server.backlog": 4_096,
+    "server.max_connections": 20_000,
+    "limits.connections_per_namespace": 20_000,
+    "store.path": ":memory:",
+}
+
+
+def read_setting(text: str) -> tuple[str, object]:
+    """``limits.pool_buffers=64`` as a setting's name and value."""
+    name, _, value = text.partition("=")
+    return name, json.loads(value)
 
 
 async def main() -> None:
     options = parser(__doc__ or "")
     options.add_argument("--entity", action="append", default=[], help="hybrid connection to create; repeats")
+    options.add_argument("--set", action="append", default=[], metavar="NAME=JSON", help="a setting; repeats")
     chosen = options.parse_args()
-    config = Config(
-        server=ServerConfig(port=0, backlog=4_096, max_connections=CONNECTIONS),
-        store=StoreConfig(path=":memory:"),
-        limits=LimitsConfig(connections_per_namespace=CONNECTIONS),
-    )
+    config = load_config(None, {}, {**SETTINGS, **dict(map(read_setting, chosen.set))})
     with contextlib.closing(configure_logging(config.log)):
         async with trio.open_nursery() as nursery:
             server = await nursery.start(functools.partial(serve, config))
