@@ -354,13 +354,18 @@ class Listener(trio.abc.Listener[Connection]):
                 ssl_context=settings.endpoint.ssl_context,
                 max_message_bytes=settings.max_message_bytes,
             )
+            if self._slots_taken >= settings.backlog:
+                await self._refuse(invitation, _BUSY)
+            else:
+                await self._take_in_slot(invitation)
         except RelayError as error:
             self._counters.accepts_failed += 1
             _log.warning("! an invitation is of no use: %s", error)
-            return
-        if self._slots_taken >= settings.backlog:
-            await self._refuse(invitation, _BUSY)
-            return
+        except Exception as error:  # our bug: it costs this sender, not the listener
+            self._counters.accepts_failed += 1
+            settings.trace.emit(INTERNAL_ERROR, exc_info=error, path=self._path)
+
+    async def _take_in_slot(self, invitation: Invitation) -> None:
         self._slots_taken += 1
         connection = None
         is_over = False

@@ -26,7 +26,7 @@ from .websocket import DEFAULT_MAX_MESSAGE_BYTES, RECEIVE_BYTES, WebSocketLeg
 __all__ = ["OpenedWebSocket", "WebSocketUrl", "client_ssl_context", "open_transport", "open_websocket", "parse_ws_url"]
 
 _URL = re.compile(
-    r"(?P<scheme>wss?)://(?P<authority>(?:\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|(?P<host>[^/?#@:\[\]\s]+))(?::(?P<port>\d{1,5}))?)"
+    r"(?P<scheme>wss?)://(?P<authority>(?:\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9._~\-]+))(?::(?P<port>\d{1,5}))?)"
     r"(?P<resource>/[\x21\x22\x24-\x7e]*)?",
     re.IGNORECASE,
 )
@@ -117,7 +117,7 @@ async def open_transport(url: WebSocketUrl, ssl_context: ssl.SSLContext | None) 
     """
     try:
         tcp = await trio.open_tcp_stream(url.host, url.port)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the second: a name that DNS cannot spell
         raise ConnectionLost(f"cannot connect to {url.host_header}: {error}") from error
     if not url.is_tls:
         return tcp

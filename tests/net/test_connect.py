@@ -81,6 +81,8 @@ def test_urls(text: str, is_tls: bool, host: str, port: int, host_header: str, r
         "ws://h/a#b",
         "ws://h/\r\nX: y",
         "ws://h/é",
+        "ws://hé/",
+        "ws://h\x00/",
         "",
         "ws://h?x",
     ],
@@ -146,6 +148,11 @@ async def test_a_plain_server_where_tls_was_expected(cafile: Path):
         url = parse_ws_url(f"wss://localhost:{relay.port}/")
         with pytest.raises(ConnectionLost):
             await open_transport(url, client_ssl_context(cafile))
+
+
+async def test_a_name_that_cannot_be_looked_up():
+    with pytest.raises(ConnectionLost):
+        await open_websocket(parse_ws_url(f"ws://{'a' * 64}.invalid/"))
 
 
 async def test_nobody_there():
