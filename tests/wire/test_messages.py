@@ -202,7 +202,7 @@ def test_what_is_no_message_of_a_listener(text):
 
 
 def test_accept_without_remote_endpoint():
-    """spec 19: the guide's accept has address, id and connectHeaders only; our library takes it."""
+    """spec 7.1: the guide has no remoteEndpoint in its accept (19); our library takes an accept without one."""
     text = '{"accept":{"address":"wss://h/","id":"i","connectHeaders":{"A":"b"},"new":1}}'
     assert messages.parse_from_relay(text) == Accept("wss://h/", "i", {"A": "b"}, None)
 
