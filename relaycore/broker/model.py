@@ -46,7 +46,8 @@ _SHOWN_PATH_CHARS: Final = 300
 
 def fold(text: str) -> str:
     """Lower the ASCII letters of a name, so that names compare without case. Keeps the length."""
-    return text.translate(_FOLD_TABLE)
+    # Nearly every name is ASCII, and for those str.lower says the same in a tenth of the time.
+    return text.lower() if text.isascii() else text.translate(_FOLD_TABLE)
 
 
 def host_name(text: str) -> str:

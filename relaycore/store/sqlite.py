@@ -533,14 +533,17 @@ class _Write:
             self.put_rule(level, definition)
 
     def _check_room(self, namespace_id: int, path: str, key: str) -> None:
-        above = tuple(ancestors(key))
-        # "0" is the character after "/", so the range holds exactly what begins with the path and a slash.
+        same_or_above = (key, *ancestors(key))
+        # Two searches, because one with OR would walk the whole namespace. "0" is the character after "/", so the range
+        # holds exactly what begins with the path and a slash.
         clash = self._one(
-            f"""SELECT path FROM hybrid_connections WHERE namespace_id = ?
-                AND (path_key = ? OR path_key IN ({", ".join("?" * len(above))}) OR (path_key > ? AND path_key < ?))""",
+            f"""SELECT path FROM hybrid_connections
+                WHERE namespace_id = ? AND path_key IN ({", ".join("?" * len(same_or_above))})
+                UNION ALL
+                SELECT path FROM hybrid_connections WHERE namespace_id = ? AND path_key > ? AND path_key < ?""",
             namespace_id,
-            key,
-            *above,
+            *same_or_above,
+            namespace_id,
             key + "/",
             key + "0",
         )
@@ -754,7 +757,7 @@ def _changed_entities(connection: sqlite3.Connection, since: int) -> dict[int, d
     ) in connection.execute(
         """SELECT namespace_id, path_key, id, path, requires_client_authorization, user_metadata, websocket, http,
                   raw_target, created_at, updated_at
-           FROM hybrid_connections WHERE revision > ? ORDER BY id""",
+           FROM hybrid_connections WHERE revision > ?""",
         (since,),
     ):
         changed.setdefault(namespace_id, {})[key] = HybridConnection(

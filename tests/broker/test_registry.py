@@ -361,4 +361,4 @@ class LifeOfARegistry(RuleBasedStateMachine):
 
 
 TestLifeOfARegistry = LifeOfARegistry.TestCase
-TestLifeOfARegistry.settings = settings(max_examples=50, stateful_step_count=40)
+TestLifeOfARegistry.settings = settings(max_examples=settings().max_examples // 2, stateful_step_count=40)

@@ -349,4 +349,4 @@ class LifeOfRendezvous(RuleBasedStateMachine):
 
 
 TestLifeOfRendezvous = LifeOfRendezvous.TestCase
-TestLifeOfRendezvous.settings = settings(max_examples=50, stateful_step_count=40)
+TestLifeOfRendezvous.settings = settings(max_examples=settings().max_examples // 2, stateful_step_count=40)
