@@ -90,15 +90,17 @@ def make_tracking_id(client_id: str | None, fresh_guid: str, node: int = 0) -> T
     return TrackingId(f"{fresh_guid if match is None else match[1]}_G{node}")
 
 
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]+")
+_NOT_IN_A_REASON = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]+|[^\x00-\xff]+")
 
 
 def one_line(text: str) -> str:
-    """Return ``text`` as a reason phrase may hold it: Latin-1, with controls and line ends turned into blanks.
+    """Return ``text`` as a reason phrase may hold it: line ends, controls and what is not Latin-1 are left out.
 
-    A character outside Latin-1 becomes ``?``.
+    Everything else stays as it is, because a rejecting listener's words reach the sender verbatim.
+
+    Source: wire contract 7.3.
     """
-    return _UNPRINTABLE.sub(" ", text).encode("latin-1", "replace").decode("latin-1")
+    return _NOT_IN_A_REASON.sub("", text)
 
 
 def standard_phrase(status: int) -> str:
