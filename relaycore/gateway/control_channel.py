@@ -110,7 +110,7 @@ class ControlChannel:
         Returns: who ended it and why, for the log. The stream is left to the caller.
         """
         self._leg = leg
-        outcome = (CloseBy.RELAY, "closed")
+        outcome = (CloseBy.RELAY, "internal error")
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
@@ -121,6 +121,11 @@ class ControlChannel:
                     nursery.start_soon(self._send_queued)
                 outcome = await self._read(leg)
                 nursery.cancel_scope.cancel()
+        except Exception:
+            # The caller logs it; the listener learns that it was not at fault and may come again.
+            self._closing = (1011, self._gateway.close_reason("Internal error", self.tracking_id))
+            await self._send_close(*self._closing)
+            raise
         finally:
             self._nursery = None
             self._deregister()
@@ -386,6 +391,7 @@ async def serve_listener(gateway: Gateway, peer: Peer, head: RequestHead, addres
     try:
         # 6.1: registered before the 101 leaves, since the very next act may be a sender's connect.
         protocol = upgrade.protocols[0] if upgrade.protocols else None
+        peer.is_answered = True
         try:
             await peer.stream.send_all(build_101(upgrade.key, protocol=protocol))
         except trio.BrokenResourceError:

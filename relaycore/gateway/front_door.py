@@ -16,7 +16,7 @@ from ..broker.auth import Grant
 from ..broker.model import HybridConnection, Namespace, endpoint_not_found
 from ..errors import Refused, Rejected, RemoteProtocolError
 from ..net.linger import close_gently
-from ..trace import CONNECTION_REFUSED
+from ..trace import CONNECTION_REFUSED, INTERNAL_ERROR
 from ..vocab import Action, RefusalReason, Right
 from ..wire.address import Address, is_hybrid_target, parse_target
 from ..wire.http1 import Body, EndOfRequest, Headers, RequestHead, RequestReader, build_response
@@ -117,6 +117,10 @@ class FrontDoor:
             return await self._dispatch(head)
         except (Refused, RemoteProtocolError) as refusal:
             await self._refuse(refusal)
+        except trio.BrokenResourceError:
+            raise
+        except Exception as error:
+            await self._fail(error)
         return False
 
     async def _read_head(self, waiting: trio.CancelScope) -> RequestHead | None:
@@ -220,6 +224,22 @@ class FrontDoor:
                     self._reader.receive_data(received)
 
     # ------------------------------------------------------------------------------------------------------- refusals
+
+    async def _fail(self, error: Exception) -> None:
+        """Our own fault: all of it into the log, and the peer gets 500 and the id to ask about."""
+        tracking_id = self._gateway.tracking_id(self._address.id if self._address else None)
+        self._gateway.trace.emit(
+            INTERNAL_ERROR, tracking_id=tracking_id, message=f"{type(error).__name__}: {error}", exc_info=error
+        )
+        if not self._peer.is_answered and not self._peer.is_detached:
+            await self._refuse(
+                Refused(
+                    "An internal error occurred",
+                    http_status=500,
+                    reason=RefusalReason.INTERNAL,
+                    tracking_id=tracking_id,
+                )
+            )
 
     def _note_refusal(self, refused: Refused | RemoteProtocolError, tracking_id: str) -> float | None:
         """Count and log a refusal. Returns: seconds to let the answer wait, None for no answer at all."""

@@ -24,7 +24,7 @@ from ..broker.registry import ListenerEntry, parse_listener_filter
 from ..broker.rendezvous import Pending, not_accepted
 from ..errors import NoListener, Refused, Rejected, ServerBusy
 from ..net.linger import cut
-from ..net.session import EndReason, Session, SessionLeg
+from ..net.session import EndReason, Session, SessionLeg, SessionResult
 from ..trace import (
     RENDEZVOUS_CLAIMED,
     RENDEZVOUS_EXPIRED,
@@ -33,7 +33,7 @@ from ..trace import (
     SESSION_CLOSED,
     SESSION_JOINED,
 )
-from ..vocab import Action, LegKind, RefusalReason, Right, TrackingId
+from ..vocab import Action, CloseBy, LegKind, RefusalReason, Right, TrackingId
 from ..wire import limits
 from ..wire.address import Address, build_rendezvous
 from ..wire.handshake import UpgradeRequest, build_101, check_upgrade, connect_headers
@@ -351,6 +351,8 @@ async def _join(
         gateway.sessions.add(live)
         # The listener's connection has left its own task and is counted here.
         gateway.open_connections += 1
+        started = trio.current_time()
+        result = None
         try:
             with trio.fail_after(timeouts.close):
                 await peer.stream.send_all(build_101(upgrade.key, protocol=protocol))
@@ -364,10 +366,17 @@ async def _join(
                 rule=grant.rule_name,
                 subprotocol=protocol or "",
             )
-            started = trio.current_time()
             result = await session.run()
-            to_listener, to_sender = result.statistics.to_listener, result.statistics.to_sender
+        except (trio.BrokenResourceError, trio.TooSlowError):
+            # One of the two went away between its handshake and our 101: an abort like any other.
+            result = SessionResult(EndReason.ABORTED, CloseBy.RELAY, session.statistics())
+        finally:
+            gateway.sessions.discard(live)
+            gateway.open_connections -= 1
+            # Without a result it was cut by the server's end, or by a fault of ours.
+            result = result or SessionResult(EndReason.RELAY_CLOSED, CloseBy.RELAY, session.statistics())
             gateway.count_session(result)
+            to_listener, to_sender = result.statistics.to_listener, result.statistics.to_sender
             gateway.trace.emit(
                 SESSION_CLOSED,
                 tracking_id=tracking_id,
@@ -380,23 +389,6 @@ async def _join(
                 to_sender_bytes=to_sender.payload_bytes,
                 seconds=round(trio.current_time() - started, 3),
             )
-        finally:
-            gateway.sessions.discard(live)
-            gateway.open_connections -= 1
-    except (trio.BrokenResourceError, trio.TooSlowError):
-        # One of the two went away between its handshake and our 101: an abort like any other.
-        gateway.trace.emit(
-            SESSION_CLOSED,
-            tracking_id=tracking_id,
-            namespace=namespace,
-            entity=entity.path,
-            reason=EndReason.ABORTED.value,
-            by="",
-            close_code=None,
-            to_listener_bytes=0,
-            to_sender_bytes=0,
-            seconds=0.0,
-        )
     finally:
         await cut(peer.stream, listener.stream)
 

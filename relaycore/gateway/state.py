@@ -47,12 +47,14 @@ class Peer:
       stream: plain TCP or TLS; belongs to the connection's task until ``is_detached``.
       remote: where the peer calls from, as the listener is told.
       is_tls: whether the stream is encrypted, which decides the scheme of rendezvous addresses.
+      is_answered: a 101 is on its way, so no other answer may follow.
       is_detached: the stream has gone to another owner, who closes it.
     """
 
     stream: trio.abc.Stream
     remote: RemoteEndpoint
     is_tls: bool
+    is_answered: bool = False
     is_detached: bool = False
 
 

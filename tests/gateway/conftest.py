@@ -128,6 +128,6 @@ async def start_relay(nursery: trio.Nursery) -> AsyncIterator[Callable[..., obje
 
 
 @pytest.fixture
-async def relay(start_relay) -> AsyncIterator[Relay]:
+async def relay(start_relay) -> Relay:
     """A relay with default settings, the entity ``orders``, and the anonymous entity ``open``."""
-    yield await start_relay()
+    return await start_relay()
