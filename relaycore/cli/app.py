@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import click
 from click.shell_completion import CompletionItem
 
+import relaycore
+
 if TYPE_CHECKING:
     from .exits import ExitCode
 
@@ -81,6 +83,10 @@ class LazyGroup(click.Group):
             sys.stdout.flush()
         except BrokenPipeError:
             _leave_quietly()
+        except SystemExit as exit_:
+            if isinstance(exit_.__context__, BrokenPipeError):
+                _leave_quietly()  # click made an exit code 1 of it
+            raise
         except click.exceptions.Exit as exit_:
             sys.exit(exit_.exit_code)
         except click.ClickException as error:
@@ -95,7 +101,7 @@ class LazyGroup(click.Group):
 
 def _report(error: Exception, *, with_traceback: bool) -> ExitCode:
     """Say what went wrong on standard error and choose the exit code."""
-    from ..errors import RelayError
+    from ..errors import Refused, RelayError
     from ..trace import redact
     from .exits import ExitCode, exit_code_for, leaves
 
@@ -115,6 +121,8 @@ def _report(error: Exception, *, with_traceback: bool) -> ExitCode:
     is_expected = isinstance(worst, RelayError | OSError)
     text = str(worst) if is_expected and str(worst) else f"internal error: {type(worst).__name__}: {worst}"
     hint = "" if is_expected or with_traceback else " (relaycore --debug ... shows where)"
+    if isinstance(worst, Refused) and worst.tracking_id:
+        hint = f" (tracking id {worst.tracking_id})"
     click.echo(redact(f"relaycore: {' '.join(text.split())}{hint}"), err=True)
     return exit_code_for(worst)
 
@@ -145,9 +153,7 @@ def _short(path: str) -> str:
 
 def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     if wanted and not ctx.resilient_parsing:
-        from .version import relaycore_version
-
-        click.echo(f"relaycore {relaycore_version()}")
+        click.echo(f"relaycore {relaycore.__version__}")
         ctx.exit()
 
 

@@ -292,7 +292,7 @@ class RemoteDefinitions(Definitions):
     async def create_entity(
         self, path: str, *, anonymous: bool, user_metadata: str | None, websocket: bool, http: bool
     ) -> EntityView:
-        _refuse_switches(websocket=websocket or None, http=http or None)
+        _refuse_switches(websocket=None if websocket else False, http=None if http else False)
         created = await self._client.create_entity(
             path, requires_client_authorization=not anonymous, user_metadata=user_metadata
         )

@@ -98,7 +98,7 @@ def _config_code(error: ConfigError) -> ExitCode:
         if any(isinstance(leaf, OSError) and leaf.errno == errno.EADDRINUSE for leaf in leaves(cause)):
             return ExitCode.PORT_IN_USE
     if error.key in ("tls.cert", "tls.key") and cause is not None:
-        if isinstance(cause, ssl.SSLError) and cause.reason == "KEY_VALUES_MISMATCH":
+        if isinstance(cause, ssl.SSLError) and "KEY_VALUES_MISMATCH" in str(cause):
             return ExitCode.CERTIFICATE_MISMATCH
         return ExitCode.CERTIFICATE_UNREADABLE
     return ExitCode.CONFIG

@@ -7,6 +7,8 @@ refuses it without repeating it.
 
 from __future__ import annotations
 
+import enum
+import functools
 import os
 import ssl
 import sys
@@ -16,21 +18,26 @@ from typing import Final, ParamSpec, TypeVar
 
 import click
 
-from ..config import CONNECTION_STRING_VARIABLE, Config, load_config
+from ..config import CONNECTION_STRING_VARIABLE, Config, LogConfig, load_config
 from ..errors import ConfigError
+from ..trace import configure_logging
 from ..wire.connection_string import ConnectionString, parse_connection_string
 
 __all__ = [
     "TOKEN_VARIABLE",
+    "Form",
+    "check_stdin_is_free",
     "config_file_option",
     "connection_options",
     "find_connection_string",
+    "form_options",
     "load_settings",
     "need_connection_string",
     "read_secret",
     "run",
     "store_options",
     "trust",
+    "verbose_option",
 ]
 
 TOKEN_VARIABLE: Final = "RELAYCORE_TOKEN"
@@ -41,6 +48,14 @@ _MAX_SECRET_BYTES: Final = 65_536
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+class Form(enum.Enum):
+    """What of a connection is copied."""
+
+    BYTES = "bytes"  # a stream; messages have no meaning
+    LINES = "lines"  # one line, without its end, is one binary message
+    TEXT = "text"  # one line is one text message
 
 
 def connection_options(function: Callable[P, R]) -> Callable[P, R]:
@@ -177,6 +192,43 @@ def store_options(function: Callable[P, R]) -> Callable[P, R]:
 def load_settings(config_file: Path | None, overrides: dict[str, object] | None = None) -> Config:
     """Settings from flags, environment, file and defaults."""
     return load_config(config_file, os.environ, overrides or {})
+
+
+def check_stdin_is_free(*sources: str | None) -> None:
+    """Refuse a secret from standard input where that is the data."""
+    if "-" in sources:
+        raise click.UsageError("Standard input is the data here: take connection string and token from a file.")
+
+
+def form_options(function: Callable[..., R]) -> Callable[..., R]:
+    """Add ``--text`` and ``--lines``; the command gets a ``form``."""
+
+    @functools.wraps(function)
+    def with_form(*args: object, text: bool, lines: bool, **others: object) -> R:
+        if text and lines:
+            raise click.UsageError("--text and --lines exclude each other.")
+        form = Form.TEXT if text else Form.LINES if lines else Form.BYTES
+        return function(*args, form=form, **others)
+
+    with_lines = click.option("--lines", is_flag=True, help="One line is one binary message, not a piece of a stream.")
+    with_text = click.option("--text", is_flag=True, help="One line is one text message, not a piece of a stream.")
+    return with_text(with_lines(with_form))
+
+
+def verbose_option(function: Callable[..., R]) -> Callable[..., R]:
+    """Add ``--verbose``: the library's log on standard error while the command runs."""
+
+    @functools.wraps(function)
+    def with_log(*args: object, verbose: int, **others: object) -> R:
+        if not verbose:
+            return function(*args, **others)
+        writer = configure_logging(LogConfig(level="debug" if verbose > 1 else "info"))
+        try:
+            return function(*args, **others)
+        finally:
+            writer.close()
+
+    return click.option("--verbose", "-v", count=True, help="Log to standard error; twice: everything.")(with_log)
 
 
 def run(main: Callable[P, Awaitable[R]], *args: P.args, **kwargs: P.kwargs) -> R:

@@ -1,7 +1,7 @@
 """``relaycore serve``: run a relay until a signal ends it.
 
-Signals: SIGTERM and the first SIGINT stop in order, waiting for sessions as long as ``timeouts.drain`` says; a second one
-ends at once. SIGHUP loads the certificate anew.
+Signals: SIGTERM and the first SIGINT stop in order, waiting for sessions as long as ``timeouts.drain`` says; a second
+one ends at once. SIGHUP loads the certificate anew.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import resource
 import shlex
 import signal
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -129,19 +130,16 @@ async def _stop(server: Server, everything: trio.CancelScope) -> None:
 
 
 async def _reload(server: Server) -> None:
-    try:
+    with suppress(ConfigError):  # the server has logged it and goes on with the old pair
         await server.reload_tls()
-    except ConfigError:
-        pass  # the server has logged it and goes on with the old pair
 
 
 def _raise_file_limit() -> None:
-    """Use as many descriptors as the system lets us: the soft limit of 1024 is there for programs that call select()."""
+    """Use as many descriptors as we are allowed: the soft limit of 1024 is there for programs that call select()."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard == resource.RLIM_INFINITY or soft < hard:
-        wanted = 1_048_576 if hard == resource.RLIM_INFINITY else hard
-        if soft != resource.RLIM_INFINITY and soft < wanted:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if soft != hard:
+        with suppress(OSError, ValueError):  # the kernel's own bound may be lower; then the soft limit has to do
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _announce(server: Server, config: Config, announcement: _Announcement) -> None:

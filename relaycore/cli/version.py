@@ -8,12 +8,9 @@ from importlib import metadata
 
 import click
 
-__all__ = ["command", "relaycore_version"]
+import relaycore
 
-
-def relaycore_version() -> str:
-    """The version of this package; ``unknown`` where it runs from a source tree that was never installed."""
-    return _version_of("relaycore")
+__all__ = ["command"]
 
 
 def _version_of(distribution: str) -> str:
@@ -37,7 +34,7 @@ def _mask_implementation() -> str:
 def command(as_json: bool) -> None:
     """Show versions."""
     versions = {
-        "relaycore": relaycore_version(),
+        "relaycore": relaycore.__version__,
         "python": platform.python_version(),
         "trio": _version_of("trio"),
         "cffi": _version_of("cffi"),
