@@ -127,7 +127,7 @@ class TestResource:
 
     @pytest.mark.parametrize("uri", ["http://elsewhere.example/hyco", "http://relay.example.evil/hyco", "http:///hyco"])
     def test_another_host_is_a_wrong_audience(self, uri):
-        """spec 5.4: the host must be one of the relay's names for this namespace, else 401 InvalidAudience."""
+        """spec 5.4, spec 12/wrong-audience: another host than the namespace's is 401 InvalidAudience."""
         refusal = refused(token(uri))
         assert refusal.http_status == 401
         assert refusal.reason is RefusalReason.INVALID_AUDIENCE

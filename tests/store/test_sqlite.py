@@ -85,7 +85,7 @@ def listen(store) -> list[tuple[str, str | None]]:
 
 class TestNamespaces:
     async def test_a_fresh_one_has_a_root_rule_with_keys_of_its_own(self, store):
-        """mgmt 3.1: created with RootManageSharedAccessKey with Listen, Manage, Send, and nothing else."""
+        """Created with RootManageSharedAccessKey and nothing else (management contract 3.1)."""
         namespace = store.snapshot.get_namespace(NS)
         assert [(rule.name, rule.rights) for rule in namespace.rules] == [("RootManageSharedAccessKey", ALL)]
         assert namespace.rules[0].keys == (key(1), key(2))
@@ -343,7 +343,7 @@ class TestUpdatingEntities:
 
 class TestDeletingEntities:
     async def test_it_goes_with_its_rules(self, store):
-        """mgmt 2.4: existed or did not exist."""
+        """The answer tells whether it existed (management contract 2.4)."""
         await store.create_entity(NS, "Hyco", rules=[RuleDefinition("r", frozenset({Right.SEND}))])
         await store.create_entity(NS, "other")
         heard = listen(store)
@@ -424,7 +424,7 @@ class TestRules:
         await store.put_rule(NS, level, rules_of(store, level)[-1].name, ["Listen"])
 
     async def test_deleting(self, store, level):
-        """mgmt 2.4: existed or did not exist."""
+        """The answer tells whether it existed (management contract 2.4)."""
         await store.put_rule(NS, level, "r", ["Send"])
         heard = listen(store)
         assert await store.delete_rule(NS, level, "R") is True
