@@ -41,7 +41,9 @@ enum {
 #define RC_IS_PROTOCOL_ERROR(result) ((result) <= RC_EPROTO_RSV && (result) >= RC_EPROTO_CLOSE_UTF8)
 
 /* WebSocket close code for a protocol error: 1007 for text that is not UTF-8, else 1002. */
-static inline uint16_t rc_close_code(int result) { return result == RC_EPROTO_CLOSE_UTF8 ? 1007 : 1002; }
+static inline uint16_t rc_close_code(int result) {
+    return result == RC_EPROTO_CLOSE_UTF8 ? 1007 : 1002;
+}
 
 /* Python builds extensions with NDEBUG, so that a plain assert() vanishes from the very object that ships.
  * RC_ASSERT stays in every build: it costs a compare and a branch never taken, and it stands where going on would write

@@ -36,13 +36,13 @@ struct rc_piece {
 
 struct rc_decoder {
     struct rc_reader reader;
-    uint64_t left; /* payload bytes of the open frame that have not arrived */
-    uint32_t key;  /* as the next payload byte needs it */
+    uint64_t left;  /* payload bytes of the open frame that have not arrived */
+    uint32_t key;   /* as the next payload byte needs it */
     uint8_t opcode; /* what the next piece of the open frame carries */
     bool frame_is_open;
     bool fin;
     bool is_closed; /* a Close frame arrived: what follows is counted and dropped (RFC 6455 5.5.1) */
-    int failure; /* RC_EPROTO_* once seen; every later call returns it again */
+    int failure;    /* RC_EPROTO_* once seen; every later call returns it again */
     uint16_t control_bytes;
     uint8_t control[RC_CONTROL_MAX];
     uint64_t frames;          /* headers read, of all kinds */

@@ -24,7 +24,9 @@ struct rc_frame {
     bool masked;
 };
 
-static inline bool rc_opcode_is_control(uint8_t opcode) { return (opcode & 0x8) != 0; }
+static inline bool rc_opcode_is_control(uint8_t opcode) {
+    return (opcode & 0x8) != 0;
+}
 
 /* Reads the header that begins at `data`, of which `length` bytes are there.
  *

@@ -35,7 +35,9 @@ static inline uint32_t rc_mask_load(const uint8_t key[4]) {
     return word;
 }
 
-static inline void rc_mask_store(uint8_t key[4], uint32_t word) { memcpy(key, &word, 4); }
+static inline void rc_mask_store(uint8_t key[4], uint32_t word) {
+    memcpy(key, &word, 4);
+}
 
 /* The twins. Each keeps the contract of rc_mask() except the special case of key 0. */
 typedef void rc_mask_function(uint8_t *target, const uint8_t *source, size_t length, uint32_t key);

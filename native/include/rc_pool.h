@@ -27,7 +27,7 @@ struct rc_pool {
     uint32_t *free_stack;  /* numbers of the free slabs; the last one given back is the next one taken, being warm */
     uint32_t *generations; /* per slab; odd while it is out */
     uint32_t free_count;
-    uint32_t peak; /* most slabs out at one time */
+    uint32_t peak;      /* most slabs out at one time */
     uint64_t exhausted; /* takes that found none */
 };
 
@@ -49,6 +49,8 @@ int rc_pool_give(struct rc_pool *pool, uint64_t lease);
 /* Where a slab begins, by its number (0 .. buffers - 1); NULL for another number. */
 uint8_t *rc_pool_slab(const struct rc_pool *pool, uint32_t number);
 
-static inline uint32_t rc_lease_number(uint64_t lease) { return (uint32_t)lease; }
+static inline uint32_t rc_lease_number(uint64_t lease) {
+    return (uint32_t)lease;
+}
 
 #endif

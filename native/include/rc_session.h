@@ -23,7 +23,10 @@ enum {
     RC_LEG_RAW = 2        /* plain bytes both ways; its end of stream is its Close */
 };
 
-enum { RC_TO_LISTENER = 0, RC_TO_SENDER = 1 };
+enum {
+    RC_TO_LISTENER = 0,
+    RC_TO_SENDER = 1
+};
 
 enum {
     RC_FRAME_MAX = 65536,       /* wire contract 8.2: no larger frame leaves towards a WebSocket peer */
@@ -34,12 +37,15 @@ enum {
 
 /* What the caller has to do, besides sending the output. Valid from the call that returned it. */
 enum {
-    RC_STEP_MORE = 1,              /* send the output, then call again with the input that was not consumed */
-    RC_STEP_CONTROL_OWED_BACK = 2, /* the source leg is owed a Pong or Close: rc_session_control() of the other direction */
-    RC_STEP_FINISHED = 4,          /* nothing will be sent this way any more; a RAW destination needs shutdown(SHUT_WR) */
-    RC_STEP_ABORT = 8,             /* cut both legs, without Close */
-    RC_STEP_PROTOCOL_ERROR = 16,   /* the source broke RFC 6455: it is owed a Close, if one can still be sent; then cut both */
-    RC_STEP_SOURCE_FINISHED = 32   /* the source leg sent its Close or ended; what it sends from now on is dropped unread */
+    RC_STEP_MORE = 1, /* send the output, then call again with the input that was not consumed */
+    RC_STEP_CONTROL_OWED_BACK =
+        2,                /* the source leg is owed a Pong or Close: rc_session_control() of the other direction */
+    RC_STEP_FINISHED = 4, /* nothing will be sent this way any more; a RAW destination needs shutdown(SHUT_WR) */
+    RC_STEP_ABORT = 8,    /* cut both legs, without Close */
+    RC_STEP_PROTOCOL_ERROR =
+        16, /* the source broke RFC 6455: it is owed a Close, if one can still be sent; then cut both */
+    RC_STEP_SOURCE_FINISHED =
+        32 /* the source leg sent its Close or ended; what it sends from now on is dropped unread */
 };
 
 struct rc_step {
@@ -78,10 +84,10 @@ struct rc_direction {
     /* Payload of a Ping or Close of the source. One place does for both: the latest Ping is the only one to be answered
      * (RFC 6455 5.5.3), and none is once a Close has arrived (5.5.2). */
     uint8_t control_bytes;
-    bool pong_is_due;      /* to the source: `control` holds the payload of its last Ping */
-    bool close_is_due;     /* to the destination: `control` holds the payload of the source's Close */
-    bool source_finished;  /* Close or end of stream came */
-    bool output_finished;  /* Close went out, or a RAW destination's shutdown was asked for */
+    bool pong_is_due;     /* to the source: `control` holds the payload of its last Ping */
+    bool close_is_due;    /* to the destination: `control` holds the payload of the source's Close */
+    bool source_finished; /* Close or end of stream came */
+    bool output_finished; /* Close went out, or a RAW destination's shutdown was asked for */
     uint8_t control[RC_CONTROL_MAX];
 
     struct rc_direction_counters counters;

@@ -60,7 +60,8 @@ int rc_frame_build(uint8_t *out, size_t room, const struct rc_frame *frame) {
     uint64_t payload_bytes = frame->payload_bytes;
     size_t header_bytes = rc_frame_header_bytes(payload_bytes, frame->masked);
 
-    if (room < header_bytes || frame->opcode > RC_OP_PONG || (frame->opcode & 0x7) > RC_OP_BINARY || payload_bytes >> 63)
+    if (room < header_bytes || frame->opcode > RC_OP_PONG || (frame->opcode & 0x7) > RC_OP_BINARY ||
+        payload_bytes >> 63)
         return RC_EINVAL;
     if (rc_opcode_is_control(frame->opcode) && (payload_bytes > RC_CONTROL_MAX || !frame->fin))
         return RC_EINVAL;

@@ -38,7 +38,9 @@ void rc_mask_portable(uint8_t *target, const uint8_t *source, size_t length, uin
     }
 }
 
-enum { TWINS_MAX = 3 };
+enum {
+    TWINS_MAX = 3
+};
 
 static struct rc_mask_twin twins[TWINS_MAX] = {{"portable", rc_mask_portable}};
 static size_t twin_count = 1;
@@ -62,7 +64,9 @@ const struct rc_mask_twin *rc_mask_twins(size_t *count) {
     return twins;
 }
 
-const char *rc_mask_implementation(void) { return twins[twin_count - 1].name; }
+const char *rc_mask_implementation(void) {
+    return twins[twin_count - 1].name;
+}
 
 void rc_mask(uint8_t *target, const uint8_t *source, size_t length, uint32_t key) {
     if (key == 0) {

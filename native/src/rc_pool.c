@@ -4,7 +4,9 @@
 #include <string.h>
 #include <sys/mman.h>
 
-enum { CACHE_LINE = 64 };
+enum {
+    CACHE_LINE = 64
+};
 
 int rc_pool_open(struct rc_pool *pool, uint32_t buffers, uint32_t buffer_bytes) {
     memset(pool, 0, sizeof *pool);

@@ -74,7 +74,8 @@
 #include <string.h>
 
 _Static_assert((int)RC_SESSION_ROOM_MIN <= (int)RC_HEADROOM, "what fits a small output must fit the head-room");
-_Static_assert((int)RC_SESSION_ROOM_MIN > 6 + (int)RC_CONTROL_MAX + (int)RC_HEADER_MAX, "a control frame, a header and a byte");
+_Static_assert((int)RC_SESSION_ROOM_MIN > 6 + (int)RC_CONTROL_MAX + (int)RC_HEADER_MAX,
+               "a control frame, a header and a byte");
 _Static_assert(2 * (int)RC_HEADER_MAX + 6 + (int)RC_CONTROL_MAX < (int)RC_HEADROOM, "see 2 above");
 
 /* Where one call reads and writes. */
@@ -87,7 +88,9 @@ struct cursor {
     uint32_t events;
 };
 
-static bool is_ws(uint8_t leg) { return leg != RC_LEG_RAW; }
+static bool is_ws(uint8_t leg) {
+    return leg != RC_LEG_RAW;
+}
 
 static struct rc_direction *opposite(struct rc_session *session, const struct rc_direction *direction) {
     return &session->directions[direction == &session->directions[0]];
@@ -199,8 +202,7 @@ static bool put_owed(struct rc_session *session, struct rc_direction *direction,
     }
     if (is_ws(direction->destination) && !put_control(session, direction, c, RC_OP_CLOSE, payload, length))
         return false;
-    direction->close_code = length >= 2 ? (uint16_t)(payload[0] << 8 | payload[1]) : 0;
-    back->pong_is_due = false; /* nothing follows a Close (RFC 6455 5.5.1) */
+    direction->close_code = (uint16_t)(length >= 2 ? payload[0] << 8 | payload[1] : 0);
     finish_output(direction, c);
     return true;
 }
@@ -253,28 +255,16 @@ static void open_frame(struct rc_session *session, struct rc_direction *directio
     }
 }
 
-/* A RAW source has no frames: what one receive brought becomes whole binary messages. Out of place a message is cut to the
- * room there is, so that none waits half written; false when there is none. */
-static bool open_raw(struct rc_direction *direction, const struct cursor *c) {
+/* A RAW source has no frames: what one receive brought becomes a binary message, or several of the largest size. */
+static void open_raw(struct rc_direction *direction, const struct cursor *c) {
     size_t length = (size_t)(c->end - c->in);
 
-    if (is_ws(direction->destination)) {
-        if (c->limit != NULL) {
-            if (room_of(c) <= RC_HEADER_MAX)
-                return false;
-            if (length > room_of(c) - RC_HEADER_MAX)
-                length = room_of(c) - RC_HEADER_MAX;
-        }
-        if (length > RC_FRAME_MAX)
-            length = RC_FRAME_MAX;
-    }
     direction->frame_is_open = true;
-    direction->in_left = length;
+    direction->in_left = length < RC_FRAME_MAX ? length : RC_FRAME_MAX;
     direction->in_key = 0;
     direction->opcode = RC_OP_BINARY;
     direction->fin = true;
     direction->header_is_due = is_ws(direction->destination);
-    return true;
 }
 
 static void take(struct rc_direction *direction, struct cursor *c, size_t count) {
@@ -330,13 +320,13 @@ static bool forward_data(struct rc_session *session, struct rc_direction *direct
     }
     if (c->first == NULL && in_place) {
         bool grows = masks && direction->source == RC_LEG_WS_CLIENT;
-        size_t gap = header_bytes + (here > piece ? RC_HEADER_MAX : 0); /* a piece that ends here may have a successor */
+        size_t gap = header_bytes + (here > piece ? RC_HEADER_MAX : 0); /* the piece ends here: another may follow */
         begin_output(c, grows ? c->bottom : c->in - gap);
     }
     begin_output(c, c->bottom);
 
     if (header_bytes > 0) {
-        if (room_of(c) < header_bytes + (in_place || piece == 0 ? 0 : 1))
+        if (room_of(c) < header_bytes)
             return false;
         struct rc_frame frame = {.payload_bytes = piece, .opcode = direction->opcode, .masked = masks};
         frame.fin = direction->fin && piece == direction->in_left;
@@ -403,10 +393,7 @@ static void run(struct rc_session *session, struct rc_direction *direction, stru
         if (!direction->frame_is_open) {
             struct rc_frame frame;
             if (!is_ws(direction->source)) {
-                if (!open_raw(direction, c)) {
-                    c->events |= RC_STEP_MORE;
-                    return;
-                }
+                open_raw(direction, c);
                 continue;
             }
             int result = rc_reader_next(&direction->reader, &c->in, c->end, &frame);
@@ -483,7 +470,8 @@ int rc_session_eof(struct rc_session *session, unsigned direction, uint8_t *out,
     struct rc_direction *d = &session->directions[direction];
     struct cursor c = {.in = out, .end = out, .bottom = out, .out = out, .limit = out + room};
     if (!d->source_finished && !session->is_aborted && session->failure == 0) {
-        bool cut = is_ws(d->source) ? !session->is_closing || (d->out_left > 0 && !d->output_finished) : d->out_left > 0;
+        /* Half a frame cannot be finished any more, and without Close nobody may take this for a clean end (spec 8.8). */
+        bool cut = (d->out_left > 0 && !d->output_finished) || (is_ws(d->source) && !session->is_closing);
         finish_source(d, &c);
         if (cut) {
             session->is_aborted = true;
@@ -500,7 +488,8 @@ int rc_session_eof(struct rc_session *session, unsigned direction, uint8_t *out,
     return RC_OK;
 }
 
-int rc_session_control(struct rc_session *session, unsigned direction, uint8_t *out, size_t room, struct rc_step *step) {
+int rc_session_control(struct rc_session *session, unsigned direction, uint8_t *out, size_t room,
+                       struct rc_step *step) {
     return rc_session_translate_from(session, direction, out, 0, out, room, step);
 }
 

@@ -11,24 +11,24 @@
 extern const char *rc_test_case; /* named in failures */
 extern long rc_test_checks;
 
-#define CHECK(condition)                                                                               \
-    do {                                                                                               \
-        rc_test_checks++;                                                                              \
-        if (!(condition)) {                                                                            \
-            fprintf(stderr, "%s:%d: [%s] failed: %s\n", __FILE__, __LINE__, rc_test_case, #condition); \
-            abort();                                                                                   \
-        }                                                                                              \
+#define CHECK(condition)                                                                                               \
+    do {                                                                                                               \
+        rc_test_checks++;                                                                                              \
+        if (!(condition)) {                                                                                            \
+            fprintf(stderr, "%s:%d: [%s] failed: %s\n", __FILE__, __LINE__, rc_test_case, #condition);                 \
+            abort();                                                                                                   \
+        }                                                                                                              \
     } while (0)
 
-#define CHECK_INT(found, wanted)                                                                            \
-    do {                                                                                                    \
-        long long rc_found = (long long)(found), rc_wanted = (long long)(wanted);                           \
-        rc_test_checks++;                                                                                   \
-        if (rc_found != rc_wanted) {                                                                        \
-            fprintf(stderr, "%s:%d: [%s] %s is %lld, not %lld\n", __FILE__, __LINE__, rc_test_case, #found, \
-                    rc_found, rc_wanted);                                                                   \
-            abort();                                                                                        \
-        }                                                                                                   \
+#define CHECK_INT(found, wanted)                                                                                       \
+    do {                                                                                                               \
+        long long rc_found = (long long)(found), rc_wanted = (long long)(wanted);                                      \
+        rc_test_checks++;                                                                                              \
+        if (rc_found != rc_wanted) {                                                                                   \
+            fprintf(stderr, "%s:%d: [%s] %s is %lld, not %lld\n", __FILE__, __LINE__, rc_test_case, #found, rc_found,  \
+                    rc_wanted);                                                                                        \
+            abort();                                                                                                   \
+        }                                                                                                              \
     } while (0)
 
 #define CHECK_BYTES(found, wanted, length) CHECK((length) == 0 || memcmp((found), (wanted), (length)) == 0)

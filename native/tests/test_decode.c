@@ -3,7 +3,9 @@
 #include "rc_mask.h"
 #include "rc_test.h"
 
-enum { TEXT_ROOM = 4096 };
+enum {
+    TEXT_ROOM = 4096
+};
 
 struct row {
     const char *name;
@@ -22,7 +24,7 @@ static const struct row rows[] = {
     {"nothing", ROW_BYTES(""), false, "", 0},
     {"text", ROW_BYTES("\x81\x05hello"), false, "t(hello)", 0},
     {"masked text", ROW_BYTES("\x81\x85\x37\xfa\x21\x3d\x7f\x9f\x4d\x51\x58"), true, "t(Hello)", 0}, /* RFC 6455 5.7 */
-    {"fragments", ROW_BYTES("\x01\x03Hel\x80\x02lo"), false, "t(Hello)", 0},                          /* RFC 6455 5.7 */
+    {"fragments", ROW_BYTES("\x01\x03Hel\x80\x02lo"), false, "t(Hello)", 0},                         /* RFC 6455 5.7 */
     {"ping between fragments", ROW_BYTES("\x02\x01x\x89\x01p\x80\x01y"), false, "b(x?(p)y)", 0},
     {"empty text", ROW_BYTES("\x81\x00"), false, "t()", 0},
     {"empty final fragment", ROW_BYTES("\x02\x01x\x80\x00"), false, "b(x)", 0},
@@ -59,7 +61,8 @@ static void put(struct text *text, char c) {
 }
 
 static void put_piece(struct text *text, const struct rc_piece *piece, const uint8_t *out) {
-    const char marks[] = {[RC_OP_TEXT] = 't', [RC_OP_BINARY] = 'b', [RC_OP_CLOSE] = 'x', [RC_OP_PING] = '?', [RC_OP_PONG] = '!'};
+    const char marks[] = {
+        [RC_OP_TEXT] = 't', [RC_OP_BINARY] = 'b', [RC_OP_CLOSE] = 'x', [RC_OP_PING] = '?', [RC_OP_PONG] = '!'};
 
     CHECK(rc_opcode_is_control(piece->opcode) || (piece->opcode == 0) == text->message_is_open);
     if (piece->opcode != 0) {
@@ -79,8 +82,8 @@ static void put_piece(struct text *text, const struct rc_piece *piece, const uin
 }
 
 /* Feeds one part, with room for `room` pieces at a time; stops at an error. */
-static int feed(struct rc_decoder *decoder, struct rc_guarded *in, struct rc_guarded *out, const char *bytes, size_t length,
-                size_t room, struct text *text) {
+static int feed(struct rc_decoder *decoder, struct rc_guarded *in, struct rc_guarded *out, const char *bytes,
+                size_t length, size_t room, struct text *text) {
     while (decoder->failure == 0) {
         struct rc_piece pieces[8];
         size_t consumed;
@@ -133,7 +136,8 @@ static void check_dead(void) {
     rc_test_case = "an error stays";
     rc_decoder_init(&decoder, false);
     CHECK_INT(rc_decode(&decoder, (const uint8_t *)"\x83", 1, out, sizeof out, pieces, 2, &consumed), RC_EPROTO_OPCODE);
-    CHECK_INT(rc_decode(&decoder, (const uint8_t *)"\x81\x00", 2, out, sizeof out, pieces, 2, &consumed), RC_EPROTO_OPCODE);
+    CHECK_INT(rc_decode(&decoder, (const uint8_t *)"\x81\x00", 2, out, sizeof out, pieces, 2, &consumed),
+              RC_EPROTO_OPCODE);
     CHECK_INT(consumed, 2);
 
     rc_test_case = "arguments";
@@ -172,7 +176,8 @@ static void check_in_place(void) {
         int early = rc_decode(&decoder, area + RC_CONTROL_MAX, cut, area, sizeof area, pieces, 4, &consumed);
         CHECK_INT(early, cut == 131);
         memcpy(area + RC_CONTROL_MAX, bytes + cut, sizeof bytes - cut);
-        int count = rc_decode(&decoder, area + RC_CONTROL_MAX, sizeof bytes - cut, area, sizeof area, pieces, 4, &consumed);
+        int count =
+            rc_decode(&decoder, area + RC_CONTROL_MAX, sizeof bytes - cut, area, sizeof area, pieces, 4, &consumed);
         CHECK_INT(count, 2 - early);
         if (!early) {
             CHECK_INT(pieces[0].length, 125);

@@ -3,7 +3,11 @@
 #include "rc_mask.h"
 #include "rc_test.h"
 
-enum { LENGTHS = 300, ALIGNMENTS = 64, ROOM = LENGTHS + 2 * ALIGNMENTS };
+enum {
+    LENGTHS = 300,
+    ALIGNMENTS = 64,
+    ROOM = LENGTHS + 2 * ALIGNMENTS
+};
 
 static const uint8_t key_bytes[4] = {0x80, 0x01, 0xFE, 0x37};
 

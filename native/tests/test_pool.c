@@ -14,7 +14,10 @@ static void check_bounds(void) {
 }
 
 static void check_life(void) {
-    enum { BUFFERS = 5, BYTES = 1000 };
+    enum {
+        BUFFERS = 5,
+        BYTES = 1000
+    };
     struct rc_pool pool;
     uint64_t leases[BUFFERS], lease;
     uint8_t *slabs[BUFFERS], *slab;

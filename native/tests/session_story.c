@@ -1,0 +1,455 @@
+#include "session_story.h"
+
+#include "rc_mask.h"
+#include "rc_test.h"
+
+/* Sizes of a window (in place) or of the whole room (out of place); small ones make RC_STEP_MORE frequent. */
+static const size_t ROOMS[8] = {65536, 4096, 1, 7, 64, 300, 1000, 20000};
+
+struct bytes {
+    uint8_t *data;
+    size_t length, room;
+};
+
+static void append(struct bytes *bytes, const void *data, size_t length) {
+    if (length == 0)
+        return;
+    if (bytes->room - bytes->length < length) {
+        bytes->room = (bytes->length + length) * 2 + 64;
+        bytes->data = realloc(bytes->data, bytes->room);
+        CHECK(bytes->data != NULL);
+    }
+    memcpy(bytes->data + bytes->length, data, length);
+    bytes->length += length;
+}
+
+struct story {
+    struct rc_session session;
+    uint8_t kinds[2]; /* by direction: the source's */
+    bool out_of_place;
+    size_t window;
+    struct rc_guarded slab, source; /* the slab's window ends at an unreadable page */
+    struct bytes in[2], out[2];
+    struct bytes held[2];    /* what act 7 keeps back */
+    size_t cut[2];           /* where it cuts the next frame; SIZE_MAX: nowhere */
+    bool message_is_open[2]; /* of the frames that act 1 made */
+    bool ended[2];           /* a stream says nothing behind its end */
+    bool closed_by_relay;
+    uint32_t events[2];
+    size_t ended_at[2]; /* bytes out when RC_STEP_FINISHED came; SIZE_MAX before */
+};
+
+static void note_step(struct story *story, unsigned direction, const struct rc_step *step, const uint8_t *base) {
+    CHECK(story->ended_at[direction] == SIZE_MAX || step->out_bytes == 0);
+    append(&story->out[direction], base + step->out_offset, step->out_bytes);
+    story->events[direction] |= step->events;
+    if (step->events & RC_STEP_FINISHED) {
+        CHECK(story->ended_at[direction] == SIZE_MAX);
+        story->ended_at[direction] = story->out[direction].length;
+    }
+}
+
+static void send_in_place(struct story *story, unsigned direction, const uint8_t *data, size_t length) {
+    uint8_t *slab = story->slab.pages + story->slab.room - (RC_HEADROOM + story->window);
+
+    while (length > 0) {
+        size_t part = length < story->window ? length : story->window;
+        size_t at = RC_HEADROOM, left = part;
+        struct rc_step step;
+        int rounds = 0;
+
+        memset(slab, 0xEE, RC_HEADROOM);
+        memcpy(slab + RC_HEADROOM, data, part);
+        do {
+            CHECK_INT(rc_session_translate(&story->session, direction, slab, at, left, &step), RC_OK);
+            CHECK(step.consumed <= left);
+            CHECK(step.out_offset + step.out_bytes <= at + step.consumed);
+            CHECK(!(step.events & RC_STEP_MORE) || step.out_bytes > 0 || step.consumed > 0);
+            note_step(story, direction, &step, slab);
+            at += step.consumed;
+            left -= step.consumed;
+            CHECK(++rounds < 100);
+        } while (step.events & RC_STEP_MORE);
+        CHECK_INT(left, 0);
+        data += part;
+        length -= part;
+    }
+}
+
+static void send_out_of_place(struct story *story, unsigned direction, const uint8_t *data, size_t length) {
+    size_t room = story->window < RC_SESSION_ROOM_MIN ? RC_SESSION_ROOM_MIN : story->window;
+    uint8_t *out = story->slab.pages + story->slab.room - room;
+    struct rc_step step;
+
+    while (length > 0) {
+        size_t part = length < story->source.room ? length : story->source.room;
+        uint8_t *in = rc_guarded_at_end(&story->source, data, part);
+        size_t left = part;
+        do {
+            CHECK_INT(rc_session_translate_from(&story->session, direction, in, left, out, room, &step), RC_OK);
+            CHECK(step.consumed <= left && step.out_offset == 0 && step.out_bytes <= room);
+            CHECK(!(step.events & RC_STEP_MORE) || step.out_bytes > 0);
+            note_step(story, direction, &step, out);
+            in += step.consumed;
+            left -= step.consumed;
+        } while (step.events & RC_STEP_MORE);
+        CHECK_INT(left, 0);
+        data += part;
+        length -= part;
+    }
+}
+
+static void send(struct story *story, unsigned direction, const uint8_t *data, size_t length) {
+    if (story->ended[direction])
+        return;
+    if (story->held[direction].length > 0) {
+        struct bytes held = story->held[direction];
+        memset(&story->held[direction], 0, sizeof held);
+        send(story, direction, held.data, held.length);
+        free(held.data);
+    }
+    append(&story->in[direction], data, length);
+    if (story->out_of_place)
+        send_out_of_place(story, direction, data, length);
+    else
+        send_in_place(story, direction, data, length);
+}
+
+/* 128 KiB that repeat at no power of two, so that a misplaced byte shows. */
+static const uint8_t *filler(void) {
+    static uint8_t bytes[1 << 17];
+
+    if (bytes[1] == 0)
+        for (size_t i = 0; i < sizeof bytes; i++)
+            bytes[i] = (uint8_t)(i * 7 + i / 251);
+    return bytes;
+}
+
+static void send_frame(struct story *story, unsigned direction, uint8_t opcode, bool fin, size_t length) {
+    struct rc_frame frame = {.payload_bytes = length, .opcode = opcode, .fin = fin, .key = {0x11, 0xA2, 0x33, 0xC4}};
+    struct bytes bytes = {0};
+    uint8_t header[RC_HEADER_MAX];
+
+    if (story->kinds[direction] != RC_LEG_RAW) {
+        frame.masked = story->kinds[direction] == RC_LEG_WS_SERVER;
+        int header_bytes = rc_frame_build(header, sizeof header, &frame);
+        CHECK(header_bytes > 0);
+        append(&bytes, header, (size_t)header_bytes);
+    }
+    size_t start = bytes.length;
+    if (length > 0)
+        append(&bytes, filler(), length);
+    if (opcode == RC_OP_CLOSE && length >= 2)
+        memcpy(bytes.data + start,
+               "\x03\xe8"
+               "bye",
+               length < 5 ? length : 5);
+    if (frame.masked && length > 0)
+        rc_mask(bytes.data + start, bytes.data + start, length, rc_mask_load(frame.key));
+    size_t cut = bytes.length < story->cut[direction] ? bytes.length : story->cut[direction];
+    story->cut[direction] = SIZE_MAX;
+    if (bytes.length > 0) {
+        send(story, direction, bytes.data, cut);
+        append(&story->held[direction], bytes.data + cut, bytes.length - cut);
+    }
+    free(bytes.data);
+}
+
+static void small_call(struct story *story, unsigned direction, bool eof) {
+    uint8_t *out = story->slab.pages + story->slab.room - RC_SESSION_ROOM_MIN;
+    struct rc_step step;
+
+    do {
+        int result = eof ? rc_session_eof(&story->session, direction, out, RC_SESSION_ROOM_MIN, &step)
+                         : rc_session_control(&story->session, direction, out, RC_SESSION_ROOM_MIN, &step);
+        CHECK_INT(result, RC_OK);
+        note_step(story, direction, &step, out);
+        CHECK(!(step.events & RC_STEP_MORE) || step.out_bytes > 0);
+        eof = false;
+    } while (step.events & RC_STEP_MORE);
+}
+
+/* A decoded stream, frame after frame: what the comparison works on. */
+struct reading {
+    struct bytes data;  /* payload of all data messages */
+    struct bytes marks; /* size_t pairs: (opcode, place in data) where a message begins, (99, place) where it ends */
+    struct bytes pings, pongs; /* size_t length, then the payload, one after another */
+    struct bytes close;        /* payload */
+    bool has_close;
+    size_t empty_frames; /* data frames without payload */
+    size_t frames_above_limit;
+    int failure;
+    bool in_frame; /* the stream ends inside a frame's payload */
+};
+
+static void mark(struct reading *reading, size_t what) {
+    size_t pair[2] = {what, reading->data.length};
+    append(&reading->marks, pair, sizeof pair);
+}
+
+static void read_raw(struct reading *reading, const struct bytes *stream) {
+    append(&reading->data, stream->data, stream->length);
+}
+
+static void read_ws(struct reading *reading, const struct bytes *stream, bool masked) {
+    struct rc_decoder decoder;
+    struct rc_piece pieces[64];
+    uint8_t out[4096 + RC_CONTROL_MAX];
+    size_t at = 0;
+
+    rc_decoder_init(&decoder, masked);
+    while (at < stream->length && decoder.failure == 0) {
+        size_t part = stream->length - at < 4096 ? stream->length - at : 4096, consumed;
+        int count = rc_decode(&decoder, stream->data + at, part, out, sizeof out, pieces, 64, &consumed);
+        for (int i = 0; i < count; i++) {
+            const uint8_t *payload = out + pieces[i].offset;
+            size_t length = pieces[i].length;
+            struct bytes *list = pieces[i].opcode == RC_OP_PING ? &reading->pings : &reading->pongs;
+
+            switch (pieces[i].opcode) {
+            case RC_OP_CLOSE:
+                reading->has_close = true;
+                append(&reading->close, payload, length);
+                break;
+            case RC_OP_PING:
+            case RC_OP_PONG:
+                append(list, &length, sizeof length);
+                append(list, payload, length);
+                break;
+            default:
+                if (pieces[i].opcode != RC_OP_CONTINUATION)
+                    mark(reading, pieces[i].opcode);
+                append(&reading->data, payload, length);
+                if (pieces[i].fin)
+                    mark(reading, 99);
+            }
+        }
+        at += consumed;
+    }
+    reading->failure = decoder.failure;
+    reading->in_frame = decoder.frame_is_open && decoder.left > 0;
+
+    /* Headers once more, for what pieces do not tell. */
+    if (stream->length == 0)
+        return;
+    const uint8_t *p = stream->data, *end = p + stream->length;
+    while (p < end) {
+        struct rc_frame frame;
+        int header_bytes = rc_frame_parse(&frame, p, (size_t)(end - p), masked);
+        if (header_bytes < 0)
+            break;
+        if (frame.opcode == RC_OP_CLOSE)
+            break;
+        reading->empty_frames += !rc_opcode_is_control(frame.opcode) && frame.payload_bytes == 0;
+        reading->frames_above_limit += frame.payload_bytes > RC_FRAME_MAX;
+        p += header_bytes;
+        if (frame.payload_bytes > (uint64_t)(end - p))
+            break;
+        p += frame.payload_bytes;
+    }
+}
+
+static void reading_free(struct reading *reading) {
+    free(reading->data.data);
+    free(reading->marks.data);
+    free(reading->pings.data);
+    free(reading->pongs.data);
+    free(reading->close.data);
+}
+
+/* Every pong of `out` answers a ping of `back`, in order; pings may go unanswered (RFC 6455 5.5.3). */
+static void check_pongs(const struct reading *out, const struct reading *back) {
+    if (out->pongs.length == 0)
+        return;
+    CHECK(back->pings.length > 0);
+    const uint8_t *ping = back->pings.data, *end = ping + back->pings.length;
+    const uint8_t *pong = out->pongs.data, *pong_end = pong + out->pongs.length;
+
+    while (pong < pong_end) {
+        size_t wanted, found;
+        memcpy(&wanted, pong, sizeof wanted);
+        for (;;) {
+            CHECK(ping < end);
+            memcpy(&found, ping, sizeof found);
+            bool same = found == wanted && memcmp(ping + sizeof found, pong + sizeof found, found) == 0;
+            ping += sizeof found + found;
+            if (same)
+                break;
+        }
+        pong += sizeof wanted + wanted;
+    }
+}
+
+static void check_direction(struct story *story, unsigned direction, const struct reading *in,
+                            const struct reading *out) {
+    const struct rc_session *session = &story->session;
+    uint8_t source = story->kinds[direction], destination = story->kinds[1 - direction];
+    bool is_cut = story->closed_by_relay || session->failure != 0 || session->is_aborted;
+
+    CHECK_INT(out->failure, 0);
+    CHECK(out->pings.length == 0);
+    CHECK(out->data.length <= in->data.length);
+    CHECK_BYTES(out->data.data, in->data.data, out->data.length);
+    if (!is_cut)
+        CHECK_INT(out->data.length, in->data.length);
+    if (destination == RC_LEG_RAW)
+        return;
+
+    CHECK_INT(out->frames_above_limit, 0);
+    CHECK(out->empty_frames <= in->empty_frames);
+    if (source == RC_LEG_RAW) {
+        CHECK(!out->in_frame);
+    } else {
+        /* Message borders; an open message at the end may have lost what the relay's Close kept back. */
+        CHECK(out->marks.length <= in->marks.length);
+        CHECK_BYTES(out->marks.data, in->marks.data, out->marks.length);
+        if (!is_cut) {
+            /* A first header whose payload has not begun to arrive is held back, and its piece is not in `in` either. */
+            CHECK_INT(out->marks.length, in->marks.length);
+            CHECK_INT(out->empty_frames, in->empty_frames);
+        }
+    }
+    if (!is_cut && source != RC_LEG_RAW) {
+        CHECK_INT(out->has_close, in->has_close);
+        CHECK_INT(out->close.length, in->close.length);
+        CHECK_BYTES(out->close.data, in->close.data, in->close.length);
+    }
+    if (!is_cut && source == RC_LEG_RAW && story->ended[direction]) {
+        CHECK(out->has_close && out->close.length == 2);
+        CHECK_BYTES(out->close.data, "\x03\xe8", 2);
+    }
+}
+
+static void check_story(struct story *story) {
+    struct reading in[2], out[2];
+    const struct rc_session *session = &story->session;
+
+    memset(in, 0, sizeof in);
+    memset(out, 0, sizeof out);
+    for (unsigned d = 0; d < 2; d++) {
+        const struct rc_direction_counters *counters = &session->directions[d].counters;
+
+        if (story->kinds[d] == RC_LEG_RAW)
+            read_raw(&in[d], &story->in[d]);
+        else
+            read_ws(&in[d], &story->in[d], story->kinds[d] == RC_LEG_WS_SERVER);
+        if (story->kinds[1 - d] == RC_LEG_RAW)
+            read_raw(&out[d], &story->out[d]);
+        else
+            read_ws(&out[d], &story->out[d], story->kinds[1 - d] == RC_LEG_WS_CLIENT);
+        CHECK_INT(counters->bytes_in, story->in[d].length);
+        CHECK_INT(counters->bytes_out, story->out[d].length);
+        CHECK_INT(counters->payload_bytes, out[d].data.length);
+        CHECK(counters->discarded_bytes <= counters->bytes_in);
+    }
+    for (unsigned d = 0; d < 2; d++) {
+        check_direction(story, d, &in[d], &out[d]);
+        check_pongs(&out[d], &in[1 - d]);
+    }
+
+    /* A broken rule is found by both or by neither, unless something else ended the session before. */
+    if (session->failure != 0) {
+        CHECK_INT(in[session->failed_from].failure, session->failure);
+        CHECK(story->events[session->failed_from] & RC_STEP_PROTOCOL_ERROR);
+    } else if (!story->closed_by_relay && !session->is_aborted) {
+        CHECK_INT(in[0].failure, 0);
+        CHECK_INT(in[1].failure, 0);
+    }
+    for (unsigned d = 0; d < 2; d++) {
+        reading_free(&in[d]);
+        reading_free(&out[d]);
+    }
+}
+
+void story_play(const uint8_t *script, size_t length, struct story_result *result) {
+    static const uint8_t seed[RC_SESSION_SEED_BYTES] = "0123456789abcde";
+    static struct rc_guarded slab, source; /* mapped once: a fuzzer comes here a thousand times a second */
+    struct story story = {.ended_at = {SIZE_MAX, SIZE_MAX}, .cut = {SIZE_MAX, SIZE_MAX}};
+    const uint8_t *at = script, *end = script + length;
+
+    memset(result, 0, sizeof *result);
+    if (length < 2)
+        return;
+    uint8_t sender = at[0] % 3, listener = at[0] / 3 % 3;
+    story.kinds[RC_TO_LISTENER] = sender;
+    story.kinds[RC_TO_SENDER] = listener;
+    story.out_of_place = at[1] & 1;
+    story.window = ROOMS[at[1] >> 1 & 7];
+    if (slab.pages == NULL) {
+        slab = rc_guarded_new(RC_HEADROOM + 65536);
+        source = rc_guarded_new(65536);
+    }
+    story.slab = slab;
+    story.source = source;
+    CHECK_INT(rc_session_init(&story.session, sender, listener, seed), RC_OK);
+    at += 2;
+
+    while (at < end) {
+        unsigned direction = *at >> 7;
+        uint8_t act = *at++ & 0x7;
+        size_t n = at < end ? *at : 0, k = end - at > 1 ? at[1] : 0;
+
+        switch (act) {
+        case 0:
+            at += at < end;
+            n = n < (size_t)(end - at) ? n : (size_t)(end - at);
+            send(&story, direction, at, n);
+            at += n;
+            break;
+        case 1: {
+            bool fin = (k & 1) != 0;
+            uint8_t opcode = n & 0x80 ? RC_OP_TEXT : RC_OP_BINARY;
+            at += end - at < 2 ? end - at : 2;
+            if (story.message_is_open[direction])
+                opcode = RC_OP_CONTINUATION;
+            story.message_is_open[direction] = !fin;
+            size_t payload_bytes = (n & 0x7F) * 1024 + (k >> 1);
+            size_t most = story.window * 200 + 600; /* byte by byte, a large frame only costs time */
+            send_frame(&story, direction, opcode, fin, payload_bytes < most ? payload_bytes : most);
+            break;
+        }
+        case 2:
+            if (!story.ended[direction]) {
+                story.ended[direction] = true;
+                small_call(&story, direction, true);
+            }
+            break;
+        case 3:
+            small_call(&story, direction, false);
+            break;
+        case 4:
+            CHECK_INT(rc_session_close(&story.session, 1001, (const uint8_t *)"going", 5), RC_OK);
+            story.closed_by_relay = true;
+            break;
+        case 5:
+            at += at < end;
+            if (story.kinds[direction] != RC_LEG_RAW)
+                send_frame(&story, direction, RC_OP_PING, true, n % 126);
+            break;
+        case 6:
+            if (story.kinds[direction] != RC_LEG_RAW)
+                send_frame(&story, direction, RC_OP_CLOSE, true, 5);
+            break;
+        default:
+            at += at < end;
+            story.cut[direction] = n;
+            break;
+        }
+    }
+    check_story(&story);
+
+    result->session = story.session;
+    for (unsigned d = 0; d < 2; d++) {
+        result->output[d] = story.out[d].data;
+        result->output_bytes[d] = story.out[d].length;
+        result->events[d] = story.events[d];
+        free(story.in[d].data);
+        free(story.held[d].data);
+    }
+}
+
+void story_free(struct story_result *result) {
+    free(result->output[0]);
+    free(result->output[1]);
+    memset(result, 0, sizeof *result);
+}
