@@ -357,6 +357,7 @@ class RequestReader:
       max_head_bytes: longest head, request line and empty line included; more is 431.
       max_headers: most header fields; more is 431.
       max_line_bytes: longest request line without its line end; more is 414.
+      max_fields_bytes: all header fields with their line ends; more is 431.
     """
 
     def __init__(
@@ -365,8 +366,10 @@ class RequestReader:
         max_head_bytes: int = limits.MAX_HEAD_BYTES,
         max_headers: int = limits.MAX_HEADERS,
         max_line_bytes: int = limits.MAX_START_LINE_BYTES,
+        max_fields_bytes: int = limits.MAX_REQUEST_HEADERS_BYTES,
     ) -> None:
         self._heads = _HeadReader(max_head_bytes, max_headers, max_line_bytes, 414)
+        self._max_fields_bytes = max_fields_bytes
         self._buffer = bytearray()
         self._body: _SizedBody | _ChunkedBody | None = None
         self._is_upgraded = False
@@ -411,7 +414,7 @@ class RequestReader:
         raw = self._heads.extract(self._buffer)
         if raw is None:
             return None
-        head = _parse_request_head(raw)
+        head = _parse_request_head(raw, self._max_fields_bytes)
         if head.is_upgrade and not head.has_body:
             self._is_upgraded = True
         elif head.is_chunked:
@@ -421,8 +424,10 @@ class RequestReader:
         return head
 
 
-def _parse_request_head(raw: bytes) -> RequestHead:
+def _parse_request_head(raw: bytes, max_fields_bytes: int) -> RequestHead:
     line, _, lines = raw.partition(b"\r\n")
+    if len(lines) - len(b"\r\n") > max_fields_bytes:
+        _refuse(f"Header fields longer than {max_fields_bytes} bytes in all", 431, "wire contract 15")
     match = _REQUEST_LINE.fullmatch(line)
     if match is None:
         _refuse("Malformed request line", section="RFC 9112 3")

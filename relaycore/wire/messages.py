@@ -14,8 +14,6 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-from ..errors import RemoteProtocolError
-from .limits import MAX_CONTROL_MESSAGE_BYTES
 from .status import standard_phrase
 
 __all__ = [
@@ -153,42 +151,28 @@ _relay_decoder = msgspec.json.Decoder(_RelayEnvelope)
 
 
 def _encode(message: dict[str, Accept | Request | Response | RenewToken]) -> str:
-    encoded = _encoder.encode(message)
-    if len(encoded) > MAX_CONTROL_MESSAGE_BYTES:
-        # Only what a peer sent can be so long: its target and its headers are in there.
-        raise RemoteProtocolError(
-            f"Headers and address do not fit into a message of {MAX_CONTROL_MESSAGE_BYTES} bytes",
-            section="wire contract 6.2",
-            close_code=1009,
-            http_status=431,
-        )
-    return encoded.decode("utf-8")
+    return _encoder.encode(message).decode("utf-8")
 
 
 def encode_accept(accept: Accept) -> str:
     """Return an ``accept`` message.
 
-    Raises:
-      RemoteProtocolError: 431; longer than 65 536 bytes, which .NET and Java could not receive.
+    It repeats what the sender put into its target and headers, so it can be longer than the
+    ``limits.MAX_CONTROL_MESSAGE_BYTES`` that .NET and Java receive. Whoever sends it measures it first.
     """
     return _encode({"accept": accept})
 
 
 def encode_request(request: Request) -> str:
-    """Return a ``request`` message; members that are None are left out, as Java and Node tell the two forms by them.
+    """Return a ``request`` message; its length is the caller's to measure, as with ``encode_accept``.
 
-    Raises:
-      RemoteProtocolError: 431, as ``encode_accept``.
+    Members that are None are left out: Java and Node tell the two forms of a request by them.
     """
     return _encode({"request": request})
 
 
 def encode_response(response: Response) -> str:
-    """Return a ``response`` message.
-
-    Raises:
-      RemoteProtocolError: longer than 65 536 bytes.
-    """
+    """Return a ``response`` message; its length is the caller's to measure, as with ``encode_accept``."""
     return _encode({"response": response})
 
 

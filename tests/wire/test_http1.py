@@ -516,8 +516,16 @@ def test_the_earliest_fault_wins():
         assert events_of(b"", cuts=byte_by_byte(data), **LIMITS) == [status]
 
 
+def test_header_fields_in_all():
+    """spec 15: request headers have 32 kB in total, to the byte, whatever the length of the target."""
+    fields = HOST + b"X: " + b"a" * (32_768 - len(HOST) - 5) + b"\r\n"
+    line = b"GET /" + b"a" * 10_000 + b" HTTP/1.1\r\n"
+    assert head_of(line + fields + b"\r\n").headers.wire_size == 32_768
+    assert events_of(line + b"Y" + fields + b"\r\n") == [431]
+
+
 def test_default_limits():
-    """spec 15: 32 kB of request headers must fit; 16 kB of request line and 200 fields do."""
+    """spec 15: 32 kB of request headers must fit; 16 kB of request line and 200 fields do too."""
     big = (
         b"GET /"
         + b"a" * 16_000
