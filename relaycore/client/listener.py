@@ -217,8 +217,11 @@ class Listener(trio.abc.Listener[Connection]):
             with self._scope:
                 async with trio.open_nursery() as accepts:
                     await self._stay_registered(accepts)
-            await self._turn_away_queued()
         finally:
+            # Out of reach of any cancellation, and bounded: connections in the queue have no other owner. A listener
+            # that leaves in order says goodbye to them, a cancelled one cuts them.
+            with trio.move_on_after(_FAREWELL_TIMEOUT if self._is_leaving else 0, shield=True):
+                await self._turn_away_queued()
             self._queue_out.close()
             self._has_ended.set()
 

@@ -99,10 +99,10 @@ class ManagementClient:
     Every method raises, besides what it lists:
 
       AuthorizationFailed: the token is refused, or its rule has no Manage.
-      ConnectionLost: the relay cannot be reached, or the connection broke.
+      ConnectionLost: the relay cannot be reached, the connection broke, or no answer came within the connection
+        string's ``OperationTimeout``.
       RemoteProtocolError: the answer is not one of this surface.
       Refused: any other no.
-      trio.TooSlowError: not done within the connection string's ``OperationTimeout``.
 
     Args:
       connection: where and with which key; needs a rule with Manage. Its entity path plays no part here.
@@ -212,8 +212,12 @@ class ManagementClient:
             fields.append(("Content-Type", "application/atom+xml;type=entry;charset=utf-8"))
             fields.append(("Content-Length", str(len(body))))
         request = build_request(method, f"/{quote(path, safe='/$')}?{query}", fields) + body
-        with trio.fail_after(self._connection.operation_timeout):
-            answer = await self._exchange(request)
+        timeout = self._connection.operation_timeout
+        try:
+            with trio.fail_after(timeout):
+                answer = await self._exchange(request)
+        except trio.TooSlowError as error:
+            raise ConnectionLost(f"no answer from {self._where()} within {timeout:g} s") from error
         if not 200 <= answer.head.status < 300:
             raise _refusal(answer)
         return answer
