@@ -77,15 +77,16 @@ class LazyGroup(click.Group):
     ) -> NoReturn:
         """Run a command and leave with its exit code. Errors are one line on standard error, unless ``--debug``."""
         argv = sys.argv[1:] if args is None else list(args)
+        stdout = sys.stdout
         try:
             # Not click's own mode: that turns every OSError and every end of a pipe into exit code 1.
             code: object = super().main(argv, prog_name, complete_var or "_RELAYCORE_COMPLETE", False, **extra)
             sys.stdout.flush()
         except BrokenPipeError:
             _leave_quietly()
-        except SystemExit as exit_:
-            if isinstance(exit_.__context__, BrokenPipeError):
-                _leave_quietly()  # click made an exit code 1 of it
+        except SystemExit:
+            if sys.stdout is not stdout:
+                _leave_quietly()  # a broken pipe: click muffles standard output and makes an exit code 1 of it
             raise
         except click.exceptions.Exit as exit_:
             sys.exit(exit_.exit_code)

@@ -18,8 +18,8 @@ import base64
 import os
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
@@ -29,6 +29,7 @@ from xml.etree import ElementTree
 import trio
 
 from ..errors import ConfigError, ConnectionLost, EndpointAlreadyExists, EndpointNotFound, Refused, RemoteProtocolError
+from ..net.connect import open_transport, parse_ws_url
 from ..vocab import Right
 from ..wire.connection_string import ConnectionString
 from ..wire.http1 import ResponseHead, ResponseReader, build_request
@@ -118,6 +119,7 @@ class ManagementClient:
         now_unix: Callable[[], float] = time.time,
     ) -> None:
         self._connection = connection
+        self._url = parse_ws_url(f"{connection.base_url}/")
         self._ssl_context = ssl_context
         self._now_unix = now_unix
 
@@ -198,10 +200,8 @@ class ManagementClient:
         body: bytes = b"",
         headers: Iterable[tuple[str, str]] = (),
     ) -> _Answer:
-        host = self._connection.host
-        port = self._connection.port
         fields = [
-            ("Host", host if port is None else f"{host}:{port}"),
+            ("Host", self._url.host_header),
             ("Authorization", self._token(path)),
             ("X-PROCESS-AT", "ServiceBus"),  # tells us from a request that is to be relayed (wire contract 16)
             ("Accept", "application/atom+xml"),
@@ -217,7 +217,7 @@ class ManagementClient:
             with trio.fail_after(timeout):
                 answer = await self._exchange(request)
         except trio.TooSlowError as error:
-            raise ConnectionLost(f"no answer from {self._where()} within {timeout:g} s") from error
+            raise ConnectionLost(f"no answer from {self._url.host_header} within {timeout:g} s") from error
         if not 200 <= answer.head.status < 300:
             raise _refusal(answer)
         return answer
@@ -234,18 +234,19 @@ class ManagementClient:
         return make_token(resource, connection.key_name, connection.key, int(self._now_unix() + TOKEN_LIFETIME))
 
     async def _exchange(self, request: bytes) -> _Answer:
-        try:
-            async with self._open() as stream:
+        async with await open_transport(self._url, self._ssl_context) as stream:
+            try:
                 await stream.send_all(request)
                 return await self._read_answer(stream)
-        except (trio.BrokenResourceError, OSError) as error:
-            raise ConnectionLost(f"cannot reach {self._where()}: {_why(error)}") from error
+            except trio.BrokenResourceError as error:
+                raise ConnectionLost(f"the connection to {self._url.host_header} broke") from error
 
     async def _read_answer(self, stream: trio.abc.Stream) -> _Answer:
         reader = ResponseReader()
         while (head := reader.next_event()) is None:
             reader.receive_data(await self._receive(stream))
-        body = bytearray(reader.trailing)
+        body = bytearray()
+        _extend(body, reader.trailing)
         if "Transfer-Encoding" in head.headers:
             # We asked for Connection: close, so the end of the connection is the end of the chunks.
             while data := await stream.receive_some():
@@ -259,24 +260,8 @@ class ManagementClient:
     async def _receive(self, stream: trio.abc.Stream) -> bytes:
         data = bytes(await stream.receive_some())
         if not data:
-            raise ConnectionLost(f"{self._where()} closed the connection within its answer")
+            raise ConnectionLost(f"{self._url.host_header} closed the connection within its answer")
         return data
-
-    @asynccontextmanager
-    async def _open(self) -> AsyncIterator[trio.abc.Stream]:
-        connection = self._connection
-        host = connection.host.strip("[]")
-        port = connection.port or (80 if connection.is_emulator else 443)
-        stream: trio.abc.Stream = await trio.open_tcp_stream(host, port)
-        if not connection.is_emulator:
-            context = self._ssl_context or ssl.create_default_context()
-            stream = trio.SSLStream(stream, context, server_hostname=host, https_compatible=True)
-        async with stream:
-            yield stream
-
-    def _where(self) -> str:
-        connection = self._connection
-        return connection.host if connection.port is None else f"{connection.host}:{connection.port}"
 
 
 def _extend(body: bytearray, data: bytes | bytearray) -> None:
@@ -302,16 +287,6 @@ def _join_chunks(body: bytes) -> bytes:
             raise RemoteProtocolError("the answer ends within a chunk", section="RFC 9112 7.1")
         parts.append(body[at : at + length])
         at += length + 2
-
-
-def _why(error: BaseException) -> str:
-    """What broke, below Trio's own words for it."""
-    cause = error.__cause__ if isinstance(error, trio.BrokenResourceError) and error.__cause__ else error
-    if isinstance(cause, ssl.SSLCertVerificationError):
-        return f"its certificate is not trusted ({cause.verify_message})"
-    if isinstance(cause, OSError) and cause.strerror:
-        return cause.strerror
-    return str(cause) or type(cause).__name__
 
 
 def _refusal(answer: _Answer) -> Refused:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import ssl
 
+import outcome
 import pytest
 import trio
 import trustme
@@ -136,7 +138,7 @@ async def test_over_tls_the_certificate_is_checked(tmp_path):
     authority.configure_trust(context)
     async with open_relay(tls=tls) as relay:
         assert await client_for(relay, ssl_context=context).list_entities() == []
-        with pytest.raises(ConnectionLost, match="certificate is not trusted"):
+        with pytest.raises(ConnectionLost, match="certificate"):
             await client_for(relay).list_entities()
 
 
@@ -159,16 +161,12 @@ async def play(answer: bytes, act, *, pause_at: int | None = None):
                 await stream.send_all(answer[pause_at:])
 
     async with trio.open_nursery() as nursery:
-        (listener,) = await nursery.start(
-            lambda task_status: trio.serve_tcp(serve, 0, host="127.0.0.1", task_status=task_status)
-        )
+        (listener,) = await nursery.start(functools.partial(trio.serve_tcp, serve, 0, host="127.0.0.1"))
         port = listener.socket.getsockname()[1]
         text = f"Endpoint=sb://127.0.0.1:{port}/;SharedAccessKeyName=r;SharedAccessKey=k;UseDevelopmentEmulator=true"
-        try:
-            result = await act(ManagementClient(parse_connection_string(text)))
-        finally:
-            nursery.cancel_scope.cancel()
-    return requests[0], result
+        result = await outcome.acapture(act, ManagementClient(parse_connection_string(text)))
+        nursery.cancel_scope.cancel()
+    return requests[0], result.unwrap()
 
 
 FEED = b'<feed xmlns="http://www.w3.org/2005/Atom"></feed>'
@@ -200,6 +198,7 @@ async def test_a_token_is_good_for_the_one_path():
     assert request.startswith(b"DELETE /a/b?api-version=2017-04 ")
 
 
+DETAIL = b"<Error><Code>500</Code><Detail>It broke. TrackingId:x_G0</Detail></Error>"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
@@ -216,7 +215,7 @@ async def test_answers_in_pieces_and_chunks(pause_at):
     [
         (b"", ConnectionLost, "closed the connection"),
         (sized(FEED)[:-5], ConnectionLost, "closed the connection"),
-        (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", RemoteProtocolError, ""),
+        (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", RemoteProtocolError, None),
         (sized(b"<feed"), RemoteProtocolError, "not XML"),
         (sized(b"<html></html>"), RemoteProtocolError, "describes no hybrid connection"),
         (sized(b'<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>'), RemoteProtocolError, "document type"),
@@ -226,10 +225,10 @@ async def test_answers_in_pieces_and_chunks(pause_at):
         (CHUNKED + b"-1\r\n\r\n", RemoteProtocolError, "within a chunk"),
         (sized(b"", "204 No Content"), RemoteProtocolError, "not XML"),
         (sized(b"", "503 Busy. TrackingId:x_G0"), Refused, "Busy"),
-        (sized(b"<Error><Code>500</Code><Detail>It broke. TrackingId:x_G0</Detail></Error>", "500 E", "application/xml; charset=utf-8"), Refused, "^It broke$"),
+        (sized(DETAIL, "500 E", "application/xml; charset=utf-8"), Refused, "^It broke$"),
         (sized(b"junk", "500 Internal Server Error", "application/xml"), Refused, "^Internal Server Error$"),
     ],
-)  # fmt: skip
+)
 async def test_an_answer_that_makes_no_sense_is_a_documented_error(answer, error, said):
     with pytest.raises(error, match=said) as caught:
         await play(answer, get)
@@ -246,7 +245,7 @@ async def test_an_answer_has_a_longest_length(monkeypatch):
 
 async def test_members_may_be_missing_and_times_come_in_many_lengths():
     """mgmt 7: unknown elements are ignored; .NET writes seven fractional digits."""
-    entry = b"""<entry xmlns="http://www.w3.org/2005/Atom"><title type="text">demo</title><content type="application/xml">
+    entry = b"""<entry xmlns="http://www.w3.org/2005/Atom"><title>demo</title><content type="application/xml">
       <HybridConnectionDescription xmlns="http://schemas.microsoft.com/netservices/2010/10/servicebus/connect">
       <CreatedAt>2026-01-31T09:15:02.1058103Z</CreatedAt><UpdatedAt>never</UpdatedAt><Colour>blue</Colour>
       <ListenerCount>many</ListenerCount></HybridConnectionDescription></content></entry>"""
@@ -259,7 +258,7 @@ async def test_members_may_be_missing_and_times_come_in_many_lengths():
 
 async def test_nobody_there():
     text = "Endpoint=sb://127.0.0.1:1/;SharedAccessKeyName=r;SharedAccessKey=k;UseDevelopmentEmulator=true"
-    with pytest.raises(ConnectionLost, match=r"cannot reach 127\.0\.0\.1:1: Connection refused"):
+    with pytest.raises(ConnectionLost, match=r"cannot connect to 127\.0\.0\.1:1"):
         await ManagementClient(parse_connection_string(text)).list_entities()
 
 
@@ -268,9 +267,7 @@ async def test_silence_has_an_end():
         await trio.sleep_forever()
 
     async with trio.open_nursery() as nursery:
-        (listener,) = await nursery.start(
-            lambda task_status: trio.serve_tcp(hang, 0, host="127.0.0.1", task_status=task_status)
-        )
+        (listener,) = await nursery.start(functools.partial(trio.serve_tcp, hang, 0, host="127.0.0.1"))
         port = listener.socket.getsockname()[1]
         text = (
             f"Endpoint=sb://127.0.0.1:{port}/;SharedAccessKeyName=r;SharedAccessKey=k;UseDevelopmentEmulator=true;"
@@ -281,7 +278,7 @@ async def test_silence_has_an_end():
         nursery.cancel_scope.cancel()
 
 
-def test_a_rule_never_shows_its_keys():
+async def test_a_rule_never_shows_its_keys():
     key = new_key()
     assert len(key) == 44
     assert key not in repr(Entity("a", True, None, 0, None, None, (Rule("r", (), key, key),)))
