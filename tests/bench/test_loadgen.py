@@ -8,7 +8,6 @@ import threading
 import pytest
 
 from bench import __main__ as program
-from bench.connections import Growth
 from bench.loadgen import FLAGS, Job, Load, Route, build, client_settings
 from bench.processes import BenchError, ending
 from bench.suite import Pace, placement, run_once
@@ -152,11 +151,6 @@ def test_placement():
     assert placement(apart, [0, 1, 2]) == ({0}, {2})
     assert placement(together, [0, 1]) == ({0}, {0})
     assert placement(apart, [5]) == ({5}, {5})
-
-
-def test_growth_is_the_slope_of_the_readings():
-    growth = Growth.of([(0, 1_000), (10, 1_500), (20, 2_000)])
-    assert growth.each_bytes == pytest.approx(50)
 
 
 def test_the_suite_prints_tables_and_writes_json(tmp_path, capsys, monkeypatch):
