@@ -91,6 +91,8 @@ def encode_frame(opcode: int, payload: BytesLike, *, fin: bool = True, mask: byt
     """
     if mask is not None and len(mask) != 4:
         raise LocalProtocolError("a mask key has four bytes", section="RFC 6455 5.3")
+    if not 0 <= opcode <= 15:
+        raise LocalProtocolError(f"opcode {opcode} has more than four bits", section="RFC 6455 5.2")
     source = ffi.from_buffer("uint8_t[]", payload)
     try:
         length = memoryview(payload).nbytes
@@ -99,7 +101,7 @@ def encode_frame(opcode: int, payload: BytesLike, *, fin: bool = True, mask: byt
         out = ffi.from_buffer("uint8_t[]", frame, require_writable=True)
         key = ffi.NULL if mask is None else ffi.from_buffer("uint8_t[]", mask)
         try:
-            result = lib.rc_python_encode(out, room, opcode & 0xFFFF, fin, source, length, key)
+            result = lib.rc_python_encode(out, room, opcode, fin, source, length, key)
         finally:
             ffi.release(out)
     finally:
