@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import socket
@@ -326,23 +327,31 @@ async def test_streams_survive_reloads_of_the_certificate(start_relay, authority
         return opened[-1]
 
     token = {"ServiceBusAuthorization": relay.token()}
-    control, sender, listener = [await open_peer() for _ in range(3)]
+    control = await open_peer()
     assert (await control.upgrade("/$hc/orders?sb-hc-action=listen", token)).status == 101
     assert control.stream.selected_alpn_protocol() == "http/1.1"
     assert control.stream.version() in ("TLSv1.2", "TLSv1.3")
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(sender.upgrade, "/$hc/orders", token)
-        address = (await control.read_json())["accept"]["address"]
-        assert address.startswith("wss://relay.test/")
-        assert (await listener.upgrade(split_address(address)[1])).status == 101
+    streams = []
+    for _ in range(6):
+        sender, listener = await open_peer(), await open_peer()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(sender.upgrade, "/$hc/orders", token)
+            address = (await control.read_json())["accept"]["address"]
+            assert address.startswith("wss://relay.test/")
+            assert (await listener.upgrade(split_address(address)[1])).status == 101
+        streams.append((sender, listener, hashlib.sha256(), hashlib.sha256()))
     serials = set()
-    for number in range(5):
+    for _ in range(20):
         authority.issue()
         await relay.server.reload_tls()
-        await sender.send(frame(1, b"%d" % number))
-        assert (await listener.read_message())[1] == b"%d" % number
+        for sender, listener, sent, received in streams:
+            payload = os.urandom(5000)
+            sent.update(payload)
+            await sender.send(frame(2, payload))
+            received.update((await listener.read_message())[1])
         fresh = await open_peer()
         serials.add(fresh.stream.getpeercert()["serialNumber"])
-    assert len(serials) == 5
+    assert len(serials) == 20
+    assert all(sent.digest() == received.digest() for _, _, sent, received in streams)
     for peer in opened:
         await trio.aclose_forcefully(peer.stream)
