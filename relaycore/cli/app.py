@@ -175,6 +175,20 @@ def cli(debug: bool) -> None:
     """
 
 
+def _open_closed_streams() -> None:
+    """Put ``/dev/null`` where the caller left descriptor 0, 1 or 2 closed.
+
+    Otherwise the next file that is opened gets that number, and what is meant for standard error ends up in the store.
+    """
+    for fd, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(fd)
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is fd: those below it are open
+            setattr(sys, name, os.fdopen(nowhere, mode, closefd=False))
+
+
 def main() -> NoReturn:
     """Entry point of the ``relaycore`` program."""
+    _open_closed_streams()
     cli.main(prog_name=called_as())

@@ -445,7 +445,6 @@ async def open_definitions(where: Where, *, may_create_store: bool = False) -> A
     if not may_create_store and not await trio.Path(path).exists():
         raise StartupError(f"there is no store at {path} yet; relaycore serve makes one", ExitCode.NOT_FOUND)
     async with await open_store(config) as store:
-        await store.ensure_namespace(config.namespace.name, config.namespace.hosts or None)
         yield LocalDefinitions(store, config)
 
 
@@ -455,14 +454,14 @@ def store_path(config: Config) -> str:
 
 
 async def open_store(config: Config) -> SqliteStore:
-    """Open the store of these settings, or make it.
+    """Open the store of these settings, or make it, with the namespace in it.
 
     Raises:
       StartupError: it is held by another process, or cannot be used.
     """
     path = store_path(config)
     try:
-        return await open_sqlite(
+        store = await open_sqlite(
             path,
             entities_per_namespace=config.limits.entities_per_namespace,
             rules_per_level=config.limits.rules_per_level,
@@ -471,6 +470,14 @@ async def open_store(config: Config) -> SqliteStore:
         raise StartupError(f"{path}: {error.message}", ExitCode.STORE_LOCKED) from error
     except ConfigError as error:
         raise StartupError(str(error), ExitCode.STORE_UNUSABLE) from error
+    try:
+        await store.ensure_namespace(config.namespace.name, config.namespace.hosts or None)
+    except BaseException as error:
+        await store.aclose()
+        if isinstance(error, ServerBusy):
+            raise StartupError(f"{path}: {error.message}", ExitCode.STORE_LOCKED) from error
+        raise
+    return store
 
 
 _WILDCARDS: Final = ("0.0.0.0", "::", "")

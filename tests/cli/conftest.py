@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ import relaycore
 from relaycore.cli.app import cli
 
 ROOT = Path(relaycore.__file__).parent.parent
+
+sys.path.insert(0, str(Path(__file__).parent))  # for programs.py
 
 
 @pytest.fixture(autouse=True)
