@@ -271,7 +271,7 @@ class Session:
         if events & StepEvent.DIRECTION_FINISHED and destination.kind is LegKind.RAW:
             assert isinstance(destination.stream, trio.abc.HalfCloseableStream)
             await destination.stream.send_eof()
-        if self._brain.is_finished:
+        if self._is_all_sent(direction):
             self._end(EndReason.CLOSED, _SOURCE[direction])
             self._scope.cancel()
         elif events & StepEvent.SOURCE_FINISHED and not self._is_half_closed:
@@ -312,11 +312,19 @@ class Session:
                 await self._send(direction, step.output)
         finally:
             self._pool.give_back(buffer)
-        if self._brain.is_finished:
+        if self._is_all_sent(direction):
             self._end(EndReason.CLOSED, CloseBy.RELAY)
             self._scope.cancel()
 
     # ------------------------------------------------------------------------------------------------ the end
+
+    def _is_all_sent(self, direction: Direction) -> bool:
+        """Whether both directions are over, asked by the holder of this direction's writer lock after its last send.
+
+        The brain is finished once the second Close is translated. Then it may still be on its way out, or the first one
+        may: whoever holds the other lock asks again after that.
+        """
+        return self._brain.is_finished and not self._writer[_BACK[direction]].locked()
 
     def _destination(self, direction: Direction) -> SessionLeg:
         return self._source[_BACK[direction]]

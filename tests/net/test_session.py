@@ -369,3 +369,45 @@ async def test_an_empty_pool_stops_reading_and_loses_nothing(nursery: trio.Nurse
 async def _expect(listener: WirePeer, index: int) -> None:
     for _ in range(50):
         assert await listener.read_message() == (2, bytes([index]) * 5000)
+
+
+class SlowStream(trio.abc.Stream):
+    """A stream whose sending lets others run before and after the bytes leave, as TLS does."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self._stream = stream
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        for _ in range(20):
+            await trio.lowlevel.checkpoint()
+        await self._stream.send_all(data)
+        for _ in range(20):
+            await trio.lowlevel.checkpoint()
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        return await self._stream.receive_some(max_bytes)
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+async def test_an_answering_close_leaves_before_the_end(nursery: trio.Nursery) -> None:
+    """spec 8.7: the answer to a Close arrives, also when it comes while sending the Close has not returned (as over TLS)."""
+    near_sender, sender = memory_stream_pair()
+    near_listener, listener = memory_stream_pair()
+    session = Session(
+        SessionLeg(LegKind.WS_SERVER, SlowStream(near_sender)),
+        SessionLeg(LegKind.WS_SERVER, SlowStream(near_listener)),
+        BufferPool(buffers=8),
+        half_closed_timeout=600,
+        close_timeout=10,
+    )
+    nursery.start_soon(session.run)
+    with trio.fail_after(10):
+        await WirePeer(sender).send(close_frame(3001, "x"))
+        assert (await WirePeer(listener).read_frame()).opcode == 8
+        await WirePeer(listener).send(close_frame(3001, "x"))
+        assert (await WirePeer(sender).read_frame()).opcode == 8
