@@ -119,7 +119,11 @@ class ControlChannel:
                 elif self._queue:
                     self._is_sending = True
                     nursery.start_soon(self._send_queued)
-                outcome = await self._read(leg)
+                try:
+                    outcome = await self._read(leg)
+                finally:
+                    # At once: a nursery that winds up takes no task any more, and so this channel no message.
+                    self._retire()
                 nursery.cancel_scope.cancel()
         except Exception:
             # The caller logs it; the listener learns that it was not at fault and may come again.
@@ -127,8 +131,7 @@ class ControlChannel:
             await self._send_close(*self._closing)
             raise
         finally:
-            self._nursery = None
-            self._deregister()
+            self._retire()
         return outcome
 
     # ---------------------------------------------------------------------------------------------------------- reading
@@ -296,6 +299,12 @@ class ControlChannel:
         scope.cancel()
 
     # ------------------------------------------------------------------------------------------------------------ books
+
+    def _retire(self) -> None:
+        self._nursery = None
+        if self._closing is None:
+            self._closing = (1006, "")
+        self._deregister()
 
     def _deregister(self) -> None:
         self._gateway.registry.deregister(self.entry)

@@ -21,8 +21,8 @@ import trio
 from ..broker.auth import Grant
 from ..broker.model import HybridConnection, endpoint_not_found
 from ..broker.registry import ListenerEntry, parse_listener_filter
-from ..broker.rendezvous import Pending, not_accepted
-from ..errors import NoListener, Refused, Rejected, ServerBusy
+from ..broker.rendezvous import GONE_TEXT, Pending, not_accepted
+from ..errors import NoListener, Refused, Rejected, RendezvousGone, ServerBusy
 from ..net.linger import cut
 from ..net.session import EndReason, Session, SessionLeg, SessionResult
 from ..trace import (
@@ -76,9 +76,12 @@ class Waiter:
         self._outcome: HandOver | Refusal | Refused | _Lost | None = None
         self._changed = trio.Event()
 
-    def hand_over(self, connection: HandOver) -> None:
-        """The rendezvous connection is there."""
-        self._set(connection)
+    def hand_over(self, connection: HandOver) -> bool:
+        """The rendezvous connection is there.
+
+        Returns: False when the sender has been told something else already; then the stream stays with the caller.
+        """
+        return self._set(connection)
 
     def reject(self, refusal: Refusal) -> None:
         """The listener refused."""
@@ -92,10 +95,12 @@ class Waiter:
         """The control channel that carried the ``accept`` is gone: somebody else may be asked."""
         self._set(_Lost.CHANNEL)
 
-    def _set(self, outcome: HandOver | Refusal | Refused | _Lost) -> None:
-        if self._outcome is None:
-            self._outcome = outcome
-            self._changed.set()
+    def _set(self, outcome: HandOver | Refusal | Refused | _Lost) -> bool:
+        if self._outcome is not None:
+            return False
+        self._outcome = outcome
+        self._changed.set()
+        return True
 
     async def wait(self) -> HandOver | Refusal | Refused | _Lost:
         """Wait for the outcome and take it; a rendezvous connection belongs to the caller then."""
@@ -414,6 +419,8 @@ async def serve_rendezvous(gateway: Gateway, peer: Peer, head: RequestHead, addr
         gateway.trace.emit(RENDEZVOUS_REJECTED, tracking_id=address.id or "", entity=address.path, status=status)
         await peer.stream.send_all(build_response(410, "Gone", _CLOSE_HEADERS))
         return
-    gateway.trace.emit(RENDEZVOUS_CLAIMED, tracking_id=address.id or "", entity=address.path)
+    if not waiter.hand_over(HandOver(peer.stream, trailing, upgrade)):
+        # Its control channel went in this very moment, and somebody else is being asked.
+        raise RendezvousGone(GONE_TEXT)
     peer.is_detached = True
-    waiter.hand_over(HandOver(peer.stream, trailing, upgrade))
+    gateway.trace.emit(RENDEZVOUS_CLAIMED, tracking_id=address.id or "", entity=address.path)
