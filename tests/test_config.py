@@ -283,3 +283,37 @@ def test_the_values_are_frozen():
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.toml")), ids=lambda path: path.name)
 def test_the_examples_load(path):
     assert load_config(path, {}, {}) != Config()
+
+
+def documented_settings() -> dict[str, str]:
+    """Default of each setting as docs/configuration.md shows it, by dotted name."""
+    found, section = {}, ""
+    for line in (ROOT / "docs" / "configuration.md").read_text().splitlines():
+        if heading := re.fullmatch(r"## \[(\w+)\]", line):
+            section = heading[1]
+        elif section and (row := re.fullmatch(r"\| `(\w+)` \| ([^|]+) \| .{20,} \|", line)):
+            found[f"{section}.{row[1]}"] = row[2].strip().strip("`").strip('"')
+    return found
+
+
+def test_the_reference_lists_every_setting_with_its_default():
+    shown = {setting.key: setting.default for setting in SETTINGS}
+    words = {None: "unset", True: "true", False: "false", (): "[]"}
+    expected = {
+        key: words[value] if value is None or isinstance(value, bool | tuple) else str(value)
+        for key, value in shown.items()
+    }
+    assert documented_settings() == expected
+
+
+def test_every_setting_is_read_somewhere():
+    """failures: a documented credential setting that is never read."""
+    read = set()
+    for path in (ROOT / "relaycore").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load) and path.name != "config.py":
+                holder = getattr(node.value, "attr", None) or getattr(node.value, "id", None)
+                read.add((holder, node.attr))
+    # `config.limits.head_bytes`, `limits.head_bytes`, and where a section comes alone, `config.level`.
+    unread = [s.key for s in SETTINGS if not read & {(s.section, s.field), ("config", s.field)}]
+    assert unread == []
