@@ -56,6 +56,7 @@ def figures_of(result: Mapping[str, Any], *, under_test: int) -> Figures:
         "messages/s": job["messages"] / seconds,
         "busy": cpu / result["seconds"],
         "load busy": load_cpu / result["seconds"],
+        "starved": sum(result["watched_waited_seconds"][:under_test]) / result["seconds"],
     }
     if under_test:
         if job["messages"]:

@@ -16,6 +16,9 @@ BASES = ("direct", "haproxy")
 IDLE_SHARE = 0.9
 """Below this share of its core, the process under test was waiting: the load side, or latency, set the figure."""
 
+STARVED_SHARE = 0.05
+"""Above this share of the time, the process under test was ready and something else had its core."""
+
 
 def number(value: float) -> str:
     """Three significant digits, thousands apart."""
@@ -95,21 +98,28 @@ def summarise(runs: Sequence[Run], workloads: Sequence[Workload], topologies: Se
     return summary
 
 
+def remark(figures: Mapping[str, Spread]) -> str:
+    """Why a headline is not what the process under test can do: ``†`` it was starved, ``*`` it had nothing to do."""
+    if figures["starved"].median > STARVED_SHARE:
+        return "†"
+    return "*" if figures["busy"].median < IDLE_SHARE else ""
+
+
 def workload_table(workload: Workload, summary: Sequence[Mapping[str, Any]], pace: Pace) -> str:
     """Head line, table and remarks of one workload."""
     entries = [entry for entry in summary if entry["workload"] == workload.name]
     bases = [base for base in BASES if any(entry["topology"] == base for entry in entries)]
     single = pace.rounds == 1
     rows = [["topology", workload.headline, *(f"× {base}" for base in bases), *workload.shows]]
-    marked = False
+    marks: set[str] = set()
     for entry in entries:
         figures: Mapping[str, Spread] = entry["figures"]
         if not figures:
             rows.append([entry["topology"], "failed", *("" for _ in (*bases, *workload.shows))])
             continue
-        waits = "busy" in workload.shows and entry["topology"] != "direct" and figures["busy"].median < IDLE_SHARE
-        marked = marked or waits
-        cells = [entry["topology"], spread_text(figures[workload.headline], single=single) + ("*" if waits else "")]
+        mark = remark(figures) if "busy" in workload.shows and entry["topology"] != "direct" else ""
+        marks.add(mark)
+        cells = [entry["topology"], spread_text(figures[workload.headline], single=single) + mark]
         for base in bases:
             ratio = entry["ratios"].get(base)
             cells.append(spread_text(ratio, single=single) if ratio else "")
@@ -121,8 +131,10 @@ def workload_table(workload: Workload, summary: Sequence[Mapping[str, Any]], pac
         rows.append(cells)
     better = "lower" if is_lower_better(workload.headline) else "higher"
     lines = [f"### {workload.name}", "", f"{workload.about}; {workload.headline}, {better} is better.", "", table(rows)]
-    if marked:
+    if "*" in marks:
         lines += ["", "\\* the process under test had time to spare: the load side, or latency, was the limit."]
+    if "†" in marks:
+        lines += ["", "† other work had the core while the process under test was ready to run: too low."]
     return "\n".join(lines)
 
 

@@ -286,6 +286,20 @@ static uint64_t cpu_ns(int pid)
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
+/* Time that a process's first thread was ready to run and had no core, in ns; 0 where the kernel does not say. */
+static uint64_t waited_ns(int pid)
+{
+    char path[64];
+    unsigned long long ran, waited;
+    snprintf(path, sizeof path, "/proc/%d/schedstat", pid);
+    FILE *file = fopen(path, "r");
+    if (file == NULL)
+        return 0;
+    int found = fscanf(file, "%llu %llu", &ran, &waited);
+    fclose(file);
+    return found == 2 ? waited : 0;
+}
+
 /* Runs every job for seconds and until all streams are at rest. Returns when it began. */
 static uint64_t run_phase(const char *name, double seconds)
 {
@@ -313,7 +327,29 @@ static uint64_t run_phase(const char *name, double seconds)
     return start;
 }
 
-static void print_results(uint64_t start, const uint64_t *cpu_before, const uint64_t *cpu_after)
+/* This process first, then the watched ones. */
+struct sample {
+    uint64_t cpu[1 + MAX_WATCHED], waited[1 + MAX_WATCHED];
+};
+
+static void take_sample(struct sample *out)
+{
+    for (unsigned i = 0; i <= settings->watched_count; i++) {
+        int pid = i == 0 ? getpid() : settings->watched[i - 1];
+        out->cpu[i] = cpu_ns(pid);
+        out->waited[i] = waited_ns(pid);
+    }
+}
+
+static void print_watched(const char *name, const uint64_t *before, const uint64_t *after)
+{
+    printf(",\"%s\":[", name);
+    for (unsigned i = 1; i <= settings->watched_count; i++)
+        printf("%s%.9f", i > 1 ? "," : "", (double)(after[i] - before[i]) / 1e9);
+    printf("]");
+}
+
+static void print_results(uint64_t start, const struct sample *before, const struct sample *after)
 {
     uint64_t end = start;
     printf("{\"jobs\":[");
@@ -333,19 +369,12 @@ static void print_results(uint64_t start, const uint64_t *cpu_before, const uint
         }
         printf("]}");
     }
-    printf("],\"seconds\":%.9f,\"own_cpu_seconds\":%.9f,\"watched_cpu_seconds\":[", (double)(end - start) / 1e9,
-           (double)(cpu_after[0] - cpu_before[0]) / 1e9);
-    for (unsigned i = 1; i <= settings->watched_count; i++)
-        printf("%s%.9f", i > 1 ? "," : "", (double)(cpu_after[i] - cpu_before[i]) / 1e9);
-    printf("]}\n");
+    printf("],\"seconds\":%.9f,\"own_cpu_seconds\":%.9f", (double)(end - start) / 1e9,
+           (double)(after->cpu[0] - before->cpu[0]) / 1e9);
+    print_watched("watched_cpu_seconds", before->cpu, after->cpu);
+    print_watched("watched_waited_seconds", before->waited, after->waited);
+    printf("}\n");
     fflush(stdout);
-}
-
-static void sample_cpu(uint64_t *out)
-{
-    out[0] = cpu_ns(getpid());
-    for (unsigned i = 0; i < settings->watched_count; i++)
-        out[1 + i] = cpu_ns(settings->watched[i]);
 }
 
 static void leave(void)
@@ -371,7 +400,7 @@ static void take_command(char *line)
 
 void run_client(const struct settings *given)
 {
-    uint64_t cpu_before[1 + MAX_WATCHED], cpu_after[1 + MAX_WATCHED];
+    struct sample before, after;
     settings = given;
     loop_read_commands(take_command);
     for (unsigned i = 0; i < settings->job_count; i++)
@@ -414,9 +443,9 @@ void run_client(const struct settings *given)
         run_phase("warming up", settings->warm_s);
         checks = false;
     }
-    sample_cpu(cpu_before);
+    take_sample(&before);
     uint64_t start = run_phase("measured", settings->measured_s);
-    sample_cpu(cpu_after);
-    print_results(start, cpu_before, cpu_after);
+    take_sample(&after);
+    print_results(start, &before, &after);
     leave();
 }

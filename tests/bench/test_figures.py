@@ -18,6 +18,7 @@ def result(**job):
         "seconds": 2.0,
         "own_cpu_seconds": 0.5,
         "watched_cpu_seconds": [1.0, 0.25],
+        "watched_waited_seconds": [0.5, 0.125],
     }
 
 
@@ -29,6 +30,7 @@ def test_rates_come_from_confirmed_payload_and_time():
     assert figures["CPU s/GiB"] == 256.0
     assert figures["busy"] == 0.5
     assert figures["load busy"] == 0.375
+    assert figures["starved"] == 0.25
 
 
 @pytest.mark.parametrize("kind", ["echo", "ping"])

@@ -10,7 +10,7 @@ PACE = Pace(rounds=2, warm_s=0, measured_s=1)
 
 
 def run(topology, number, rate, **more):
-    return Run("bulk", topology, number, figures={"MiB/s": rate, "CPU s/GiB": 0.5, "busy": 1.0, **more})
+    return Run("bulk", topology, number, figures={"MiB/s": rate, "CPU s/GiB": 0.5, "busy": 1.0, "starved": 0.0, **more})
 
 
 def test_numbers_have_three_digits():
@@ -40,6 +40,14 @@ def test_a_process_with_time_to_spare_is_marked():
     assert "50.0 (50.0 .. 50.0)*" in text
     assert "100 (100 .. 100)*" not in text
     assert "time to spare" in text
+
+
+def test_a_starved_process_is_marked_so():
+    runs = [run("direct", 0, 100.0, busy=0.0), run("ours", 0, 50.0, busy=0.4, starved=0.5)]
+    text = workload_table(BULK, summarise(runs, [BULK], ["direct", "ours"]), PACE)
+    assert "50.0 (50.0 .. 50.0)†" in text
+    assert "other work had the core" in text
+    assert "time to spare" not in text
 
 
 def test_a_failed_topology_keeps_its_line():
