@@ -80,7 +80,7 @@ class Relay:
 
     async def settle(self) -> None:
         """Wait until every connection has ended, then check the books."""
-        with trio.fail_after(10):
+        with trio.fail_after(20):
             while self.server.statistics().open_connections:
                 await trio.sleep(0.01)
         assert self.server.check_consistency() == []
@@ -117,7 +117,7 @@ async def start_relay(nursery: trio.Nursery) -> AsyncIterator[Callable[..., obje
         relays.append(Relay(server, store, events))
         return relays[-1]
 
-    with trio.fail_after(60):
+    with trio.fail_after(180):
         yield start
     for relay in relays:
         await relay.hang_up()

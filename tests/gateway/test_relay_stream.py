@@ -429,3 +429,20 @@ async def test_tokens_of_another_path(relay) -> None:
     )
     _, answer = await relay.call("/$hc/orders", {"ServiceBusAuthorization": narrow})
     assert answer.status == 401
+
+
+async def test_a_flood_towards_a_deaf_listener_holds_one_buffer(relay) -> None:
+    """spec 8.9: a sender that floods a listener which never reads makes the relay hold its share of the pool, no more."""
+    _, sender, listener = await relay.join()
+    message = frame(2, b"f" * 60_000)
+    sent = 0
+    with trio.move_on_after(1):
+        while True:
+            await sender.send(message)
+            sent += len(message)
+    statistics = relay.server.statistics()
+    assert statistics.buffers_in_use == 1
+    assert statistics.buffers_peak <= 2
+    # The other direction is not held up by it.
+    await listener.send(frame(1, b"help"))
+    assert await sender.read_message() == (1, b"help")
