@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relaycore.client.reconnect import STABLE_ONLINE_S, Backoff, renewal_delay
@@ -50,6 +50,7 @@ def test_only_a_stable_channel_starts_anew():
     assert backoff.next_delay() == 0
 
 
+@settings(deadline=None)  # a busy machine is no bug of ours
 @given(remaining=st.floats(-1000, 10_000_000), seed=st.integers(0, 100))
 def test_renewal_comes_before_the_expiry(remaining: float, seed: int):
     """spec 5.6: the relay allows for renewals at the expiry; ours come earlier, and never within 4 minutes."""
