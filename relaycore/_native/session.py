@@ -127,15 +127,21 @@ class Session:
         return self._translate(direction, buffer, max(buffer._rest_at, HEADROOM_BYTES), buffer._rest_bytes)
 
     def _translate(self, direction: Direction, buffer: Buffer, at: int, length: int) -> Step:
+        # The one hot path of this file: no helper is called that a local name can spare.
+        slab = buffer._slab
+        if slab is None:
+            raise LocalProtocolError("the buffer was given back", section="rc_pool.h")
         step = self._step
         index = _TO_LISTENER if direction is Direction.TO_LISTENER else _TO_SENDER
-        result = lib.rc_session_translate(self._session, index, _slab(buffer), at, length, step)
+        result = lib.rc_session_translate(self._session, index, slab, at, length, step)
         if result < 0:
             raise NativeError(f"rc_session_translate returned {result}")
         consumed = step.consumed
         buffer._rest_at = at + consumed
         buffer._rest_bytes = length - consumed
-        return self._take_step(buffer, consumed)
+        start = step.out_offset
+        events = step.events
+        return Step(buffer._view[start : start + step.out_bytes], consumed, (events & _MORE) != 0, _EVENTS[events])
 
     def translate_from(self, direction: Direction, data: BytesLike, offset: int, buffer: Buffer) -> Step:
         """Translate ``data[offset:]`` into a buffer, as far as there is room; for bytes that are not in a pool buffer.
@@ -224,13 +230,10 @@ class Session:
     def _outcome(self, function: str, result: int, buffer: Buffer) -> Step:
         if result < 0:
             raise NativeError(f"{function} returned {result}")
-        return self._take_step(buffer, self._step.consumed)
-
-    def _take_step(self, buffer: Buffer, consumed: int) -> Step:
         step = self._step
         start = step.out_offset
         events = step.events
-        return Step(buffer._view[start : start + step.out_bytes], consumed, (events & _MORE) != 0, _EVENTS[events])
+        return Step(buffer._view[start : start + step.out_bytes], step.consumed, (events & _MORE) != 0, _EVENTS[events])
 
 
 def _index(direction: Direction) -> int:
