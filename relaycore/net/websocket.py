@@ -58,6 +58,9 @@ DEFAULT_MAX_MESSAGE_BYTES: Final = 1_048_576
 MAX_DISCARDED_BYTES: Final = 1_048_576
 """How much a leg that is closing throws away before it cuts a peer that goes on sending: nobody reads it any more."""
 
+_SERVER_HANGS_UP_TIMEOUT: Final = 1.0
+"""Seconds that a server has to hang up once both Closes are there; .NET waits briefly for it too (8.7)."""
+
 _MASK_KEYS_AT_ONCE: Final = 256  # one system call per kilobyte of keys
 
 
@@ -439,7 +442,13 @@ class WebSocketLeg(trio.abc.AsyncResource):
                 await self.send_close(code, reason)
                 while self.close_received is None and discarded <= MAX_DISCARDED_BYTES:
                     discarded += len(await self.receive_bytes())
-        except (StreamLost, RemoteProtocolError, trio.ClosedResourceError):
+                if self.close_received is not None and self.role == "client":
+                    # RFC 6455 7.1.1: the server hangs up first. Doing it before it has read our Close could reset the
+                    # connection under it, and it would pass on a loss where there was a proper end.
+                    with trio.move_on_after(_SERVER_HANGS_UP_TIMEOUT):
+                        while discarded <= MAX_DISCARDED_BYTES and (data := await self.stream.receive_some()):
+                            discarded += len(data)
+        except (trio.BrokenResourceError, RemoteProtocolError, trio.ClosedResourceError):
             pass
         finally:
             await self.aclose()

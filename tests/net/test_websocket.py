@@ -386,7 +386,7 @@ async def test_close_waits_for_the_peers_close_and_throws_data_away():
         assert await server.receive() == Close(1000, "CloseAsync")
         await server.send_binary(b"too late")
         await server.send_close(1000)
-        assert await server.stream.receive_some(10) == b""
+        await server.aclose()
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(peer)
@@ -397,6 +397,19 @@ async def test_close_waits_for_the_peers_close_and_throws_data_away():
         await client.send_binary(b"x")
     with pytest.raises(trio.ClosedResourceError):
         await client.send_ping()
+
+
+async def test_a_client_lets_the_server_hang_up_first(autojump_clock: MockClock):
+    """RFC 6455 7.1.1; spec 8.7: both Closes are there, the relay hangs up first, or is given a second for it."""
+    client, server = legs()
+    await server.send_close()
+    started = trio.current_time()
+    await client.close()
+    assert trio.current_time() == started + 1
+    client, server = legs()
+    await client.send_close()
+    await server.close()
+    assert trio.current_time() == started + 1
 
 
 async def test_close_gives_up_on_a_silent_peer(autojump_clock: MockClock):
