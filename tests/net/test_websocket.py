@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -97,6 +98,25 @@ async def test_bytes_lose_boundaries():
     assert await server.receive_bytes() == b""
     assert server.close_received == Close(1000, "Shutdown")
     assert await server.receive_bytes() == b""
+
+
+async def test_one_read_is_one_crossing(monkeypatch: pytest.MonkeyPatch):
+    """spec 8.10: a thousand small frames that came in one read cross into the codec once."""
+    near, far = memory_stream_pair()
+    client = WebSocketLeg(near, role="client")
+    crossings = []
+    receive = client._reader._decoder.receive
+    monkeypatch.setattr(
+        client._reader,
+        "_decoder",
+        SimpleNamespace(receive=lambda data: (crossings.append(len(data)), receive(data))[1]),
+    )
+    await far.send_all(encode_frame(2, b"x") * 1000)
+    assert await client.receive_bytes() == b"x" * 1000
+    await far.send_all(encode_frame(2, b"y") * 1000)
+    for _ in range(1000):
+        assert await client.receive() == Binary(b"y")
+    assert crossings == [3000, 3000]
 
 
 async def test_early_bytes_come_first():
