@@ -165,13 +165,10 @@ static void finish_output(struct rc_direction *direction, struct cursor *c) {
     c->events |= RC_STEP_FINISHED;
 }
 
-/* Our own Close: to both legs when the relay closes, to the offender alone after a broken rule. */
+/* Of a destination that can still be sent something: is it owed our own Close? Both are when the relay closes, the offender
+ * alone is after a broken rule. */
 static bool owes_relay_close(const struct rc_session *session, unsigned index) {
-    if (session->directions[index].output_finished || session->is_aborted)
-        return false;
-    if (session->failure != 0)
-        return index != session->failed_from;
-    return session->is_closing;
+    return session->failure != 0 ? index != session->failed_from : session->is_closing;
 }
 
 static bool owes_anything(const struct rc_session *session, unsigned index) {
@@ -179,9 +176,9 @@ static bool owes_anything(const struct rc_session *session, unsigned index) {
 
     if (direction->output_finished || session->is_aborted)
         return false;
-    if (session->failure != 0)
-        return owes_relay_close(session, index);
-    return session->is_closing || back->pong_is_due || direction->close_is_due;
+    if (owes_relay_close(session, index))
+        return true;
+    return session->failure == 0 && (back->pong_is_due || direction->close_is_due);
 }
 
 /* Writes what stands before any data: our own Close, a Pong, the source's Close. The caller saw to it that this is a frame

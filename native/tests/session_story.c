@@ -347,6 +347,10 @@ static void check_story(struct story *story) {
         check_pongs(&out[d], &in[1 - d]);
     }
 
+    const uint32_t over = RC_STEP_FINISHED | RC_STEP_SOURCE_FINISHED;
+    CHECK_INT(rc_session_is_finished(session),
+              session->failure == 0 && !session->is_aborted && (story->events[0] & story->events[1] & over) == over);
+
     /* A broken rule is found by both or by neither, unless something else ended the session before. */
     if (session->failure != 0) {
         CHECK_INT(in[session->failed_from].failure, session->failure);
