@@ -78,8 +78,8 @@ async def open_stream(
       AuthorizationFailed: the relay does not take the token, or wants one.
       EndpointNotFound: no such hybrid connection.
       NoListener: nobody listens there, or nobody accepted in time.
-      Rejected: the listener said no; ``message`` and ``http_status`` are its own. If it chose 401, 403, 404, 408, 503 or
-        504 it cannot be told from the relay, and comes out as what those mean.
+      Rejected: the listener said no; ``message`` and ``http_status`` are its own. If it chose 401, 403, 404, 408, 503
+        or 504 it cannot be told from the relay, and comes out as what those mean.
       Refused: another answer, see its subclasses.
       ConnectionLost: network or TLS; no answer in time. An untrusted certificate is an `ssl.SSLCertVerificationError`
         in ``__cause__``.
