@@ -10,7 +10,8 @@ from __future__ import annotations
 import functools
 import os
 import subprocess
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Final
 
 import trio
@@ -123,8 +124,9 @@ async def _send(connection: Connection, form: Form, source: trio.abc.ReceiveStre
             await connection.send_all(data)
     else:
         channel = connection.messages()
-        async for line in _lines(source):
-            await channel.send(_decode(line) if form is Form.TEXT else line)
+        async with aclosing(_lines(source)) as lines:
+            async for line in lines:
+                await channel.send(_decode(line) if form is Form.TEXT else line)
     await connection.send_eof()
 
 
@@ -139,7 +141,7 @@ async def _receive(connection: Connection, form: Form, sink: trio.abc.SendStream
         await sink.send_all((message.encode() if isinstance(message, str) else message) + b"\n")
 
 
-async def _lines(source: trio.abc.ReceiveStream) -> AsyncIterator[bytes]:
+async def _lines(source: trio.abc.ReceiveStream) -> AsyncGenerator[bytes, None]:
     """Lines without their ends; what stands behind the last one counts as a line too."""
     buffer = bytearray()
     searched = 0
