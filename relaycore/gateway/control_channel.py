@@ -128,7 +128,7 @@ class ControlChannel:
         except Exception:
             # The caller logs it; the listener learns that it was not at fault and may come again.
             self._closing = (1011, self._gateway.close_reason("Internal error", self.tracking_id))
-            await self._send_close(*self._closing)
+            await self._send_close(*self._closing)  # noqa: ASYNC120 - a cancelled channel need not be told
             raise
         finally:
             self._retire()

@@ -203,7 +203,7 @@ class Server:
         await self._stopped.wait()
 
 
-async def serve(
+async def serve(  # noqa: ASYNC128 - the task tree below tells
     config: Config,
     *,
     store: Store | None = None,
@@ -373,7 +373,7 @@ class _Running:
         finally:
             try:
                 if peer is None or not peer.is_detached:
-                    await cut(stream)
+                    await cut(stream)  # noqa: ASYNC102 - shields itself
             finally:
                 self._gateway.open_connections -= 1
                 self._gone.unpark_all()

@@ -172,7 +172,7 @@ class Gateway:
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
         finally:
-            await cut(stream)
+            await cut(stream)  # noqa: ASYNC102 - shields itself
 
     @contextmanager
     def idle_until(self, deadline: float) -> Iterator[trio.CancelScope]:

@@ -16,8 +16,8 @@ _BYTES = 1 << 20
 async def cut(*streams: trio.abc.Stream) -> None:
     """Close streams at once, without a goodbye, also when the caller is being cancelled.
 
-    ``aclose_forcefully`` raises in a cancelled task once it has closed its stream; a second one behind it would stay open.
-    Never blocks; a checkpoint all the same.
+    ``aclose_forcefully`` raises in a cancelled task once it has closed its stream; a second one behind it would
+    stay open. Never blocks; a checkpoint all the same.
     """
     with trio.CancelScope(shield=True):
         for stream in streams:
@@ -43,4 +43,4 @@ async def close_gently(stream: trio.abc.Stream) -> None:
         return
     finally:
         # aclose is forceful once it is cancelled, but the timeout may have come before it was called.
-        await cut(stream)
+        await cut(stream)  # noqa: ASYNC102 - shields itself

@@ -42,6 +42,9 @@ __all__ = ["EndReason", "Session", "SessionLeg", "SessionResult"]
 _LAST_WORD_TIMEOUT = 2.0
 """Seconds to get the Close for a broken rule out."""
 
+_LEFTOVER_BYTES = 1 << 20
+"""How much a leg may send behind its Close and still be watched; nothing is due there, and it is thrown away."""
+
 
 class EndReason(enum.Enum):
     """How a session ended; the label in logs and counters."""
@@ -151,7 +154,7 @@ class Session:
                 self._end(EndReason.HALF_CLOSED_TIMEOUT, CloseBy.RELAY)
             await self._close_legs()
         finally:
-            await cut(*(leg.stream for leg in self._source.values()))
+            await cut(*(leg.stream for leg in self._source.values()))  # noqa: ASYNC102 - shields itself
         return SessionResult(self._reason or EndReason.CLOSED, self._by, self._brain.statistics())
 
     # ------------------------------------------------------------------------------------------------ one direction
@@ -169,6 +172,25 @@ class Session:
         except (trio.BrokenResourceError, OSError):
             # Whichever leg it was: a pair that lost one leg without Close loses the other one too.
             self._abort(direction)
+            return
+        if leg.kind is not LegKind.RAW:
+            await self._watch_closed_leg(leg)
+
+    async def _watch_closed_leg(self, leg: SessionLeg) -> None:
+        """Notice that a leg hangs up after its Close, which leaves nobody to answer and nobody to send to.
+
+        One that only waits for the other side's Close stays connected; that is the half-close of 8.7 and may last.
+        """
+        budget = _LEFTOVER_BYTES
+        try:
+            while data := await leg.stream.receive_some(65_536):
+                budget -= len(data)
+                if budget < 0:
+                    return
+        except (trio.BrokenResourceError, OSError):
+            pass
+        self._half_closed_timeout = min(self._half_closed_timeout, self._close_timeout)
+        self._scope.deadline = min(self._scope.deadline, trio.current_time() + self._half_closed_timeout)
 
     async def _move_from_socket(self, direction: Direction, stream: trio.SocketStream) -> None:
         # The descriptor itself is read, since a buffer may only be borrowed once there is something to put into it,
@@ -218,13 +240,14 @@ class Session:
                 if not data:
                     await self._finish(direction, self._brain.receive_eof(direction, buffer))
                     return False
-                offset = 0
-                while offset < len(data):
+                step = self._brain.translate_from(direction, data, 0, buffer)
+                offset = step.consumed
+                while await self._finish(direction, step):
+                    if not step.more:
+                        return True
                     step = self._brain.translate_from(direction, data, offset, buffer)
                     offset += step.consumed
-                    if not await self._finish(direction, step):
-                        return False
-                return True
+                return False
             finally:
                 self._writer[direction].release()
         finally:
@@ -267,10 +290,7 @@ class Session:
                 self._nursery.start_soon(self._send_control, _BACK[direction])
         if self._brain.owes_control(direction):
             await self._send_control_locked(direction)
-        destination = self._destination(direction)
-        if events & StepEvent.DIRECTION_FINISHED and destination.kind is LegKind.RAW:
-            assert isinstance(destination.stream, trio.abc.HalfCloseableStream)
-            await destination.stream.send_eof()
+        await self._half_close_raw(direction, events)
         if self._is_all_sent(direction):
             self._end(EndReason.CLOSED, _SOURCE[direction])
             self._scope.cancel()
@@ -280,6 +300,13 @@ class Session:
                 self._by = _SOURCE[direction]
                 self._scope.deadline = trio.current_time() + self._half_closed_timeout
         return not events & StepEvent.SOURCE_FINISHED
+
+    async def _half_close_raw(self, direction: Direction, events: StepEvent) -> None:
+        # A raw leg has no Close frame: the end of its stream says the same.
+        destination = self._destination(direction)
+        if events & StepEvent.DIRECTION_FINISHED and destination.kind is LegKind.RAW:
+            assert isinstance(destination.stream, trio.abc.HalfCloseableStream)
+            await destination.stream.send_eof()
 
     async def _send(self, direction: Direction, output: memoryview) -> None:
         # A send that is cancelled or fails may have sent a part: whatever came behind it would stand inside a frame.
@@ -310,6 +337,7 @@ class Session:
             step = self._brain.control(direction, buffer)
             if step.output:
                 await self._send(direction, step.output)
+            await self._half_close_raw(direction, step.events)
         finally:
             self._pool.give_back(buffer)
         if self._is_all_sent(direction):

@@ -432,7 +432,7 @@ async def test_tokens_of_another_path(relay) -> None:
 
 
 async def test_a_flood_towards_a_deaf_listener_holds_one_buffer(relay) -> None:
-    """spec 8.9: a sender that floods a listener which never reads makes the relay hold its share of the pool, no more."""
+    """spec 8.9: a sender that floods a listener that never reads makes the relay hold its share of the pool."""
     _, sender, listener = await relay.join()
     message = frame(2, b"f" * 60_000)
     sent = 0

@@ -209,6 +209,20 @@ async def test_a_side_that_only_closes_leaves_the_session_open_for_long(join, au
 
 
 @pytest.mark.parametrize("leaver", ["sender", "listener"])
+async def test_a_side_that_closes_and_hangs_up_does_not_hold_the_other_one(join, autojump_clock, leaver: str) -> None:
+    """spec 8.7: after Close and hang-up nobody is left to answer, so the other side has the time of a closing handshake."""
+    pair = await join(half_closed=600, close=10)
+    gone, stays = (pair.sender, pair.listener) if leaver == "sender" else (pair.listener, pair.sender)
+    start = trio.current_time()
+    await gone.send(close_frame(1007))
+    await gone.aclose()
+    assert (await stays.read_frame()).close_code == 1007
+    result = await pair.ended()
+    assert 10 <= trio.current_time() - start < 20
+    assert (result.reason, result.by.value) == (EndReason.HALF_CLOSED_TIMEOUT, leaver)
+
+
+@pytest.mark.parametrize("leaver", ["sender", "listener"])
 async def test_an_end_without_close_cuts_the_other_side_without_close(join, leaver: str) -> None:
     """spec 8.8: an abort stays an abort."""
     pair = await join()
@@ -395,7 +409,7 @@ class SlowStream(trio.abc.Stream):
 
 
 async def test_an_answering_close_leaves_before_the_end(nursery: trio.Nursery) -> None:
-    """spec 8.7: the answer to a Close arrives, also when it comes while sending the Close has not returned (as over TLS)."""
+    """spec 8.7: the answer to a Close arrives, also when it comes before the Close has left entirely (as over TLS)."""
     near_sender, sender = memory_stream_pair()
     near_listener, listener = memory_stream_pair()
     session = Session(
