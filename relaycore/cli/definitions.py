@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -470,13 +470,13 @@ async def open_store(config: Config) -> SqliteStore:
         raise StartupError(f"{path}: {error.message}", ExitCode.STORE_LOCKED) from error
     except ConfigError as error:
         raise StartupError(str(error), ExitCode.STORE_UNUSABLE) from error
-    try:
-        await store.ensure_namespace(config.namespace.name, config.namespace.hosts or None)
-    except BaseException as error:
-        await store.aclose()
-        if isinstance(error, ServerBusy):
+    async with AsyncExitStack() as until_it_is_usable:
+        until_it_is_usable.push_async_callback(store.aclose)
+        try:
+            await store.ensure_namespace(config.namespace.name, config.namespace.hosts or None)
+        except ServerBusy as error:
             raise StartupError(f"{path}: {error.message}", ExitCode.STORE_LOCKED) from error
-        raise
+        until_it_is_usable.pop_all()
     return store
 
 

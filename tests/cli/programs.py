@@ -31,14 +31,14 @@ class Program:
         """Wait until `text` stands in standard output. Returns: all of it so far."""
         return await self._wait(self.out, text)
 
-    async def wait_err(self, text: str) -> str:
-        """Wait until `text` stands in standard error. Returns: all of it so far."""
-        return await self._wait(self.err, text)
+    async def wait_err(self, text: str, *, times: int = 1) -> str:
+        """Wait until `text` stands in standard error, that many times. Returns: all of it so far."""
+        return await self._wait(self.err, text, times)
 
-    async def _wait(self, kept: bytearray, text: str) -> str:
+    async def _wait(self, kept: bytearray, text: str, times: int = 1) -> str:
         with trio.move_on_after(LIMIT_S):
             async with self.progress:
-                while text.encode() not in kept:
+                while kept.count(text.encode()) < times:
                     await self.progress.wait()
                 return kept.decode()
         raise AssertionError(f"{text!r} never came; out: {self.out!r}, err: {self.err!r}")

@@ -278,10 +278,7 @@ async def test_a_listener_says_when_the_relay_goes_and_comes_back(tmp_path):
                 await listener.wait_err("offline: ")
                 await listener.wait_err("reconnecting in ")
                 server = await start(nursery)
-                with trio.fail_after(60):
-                    while listener.err.count(b"online: ") < 2:
-                        async with listener.progress:
-                            await listener.progress.wait()
+                await listener.wait_err("online: ", times=2)
                 listener.signal(signal.SIGINT)
                 assert await listener.exit_code() == 0
             await server.stop(0)
@@ -321,31 +318,39 @@ async def test_quiet_is_quiet(environ):
 # Failures have codes -------------------------------------------------------------------------------------------------
 
 
-async def test_each_failure_has_its_exit_code(relay, environ):
-    wrong = {VARIABLE: environ[VARIABLE].replace("SharedAccessKey=", "SharedAccessKey=x")}
-    nobody = {
-        VARIABLE: "Endpoint=sb://127.0.0.1:1/;SharedAccessKeyName=a;SharedAccessKey=b;UseDevelopmentEmulator=true"
+NOBODY_THERE = "Endpoint=sb://127.0.0.1:1/;SharedAccessKeyName=a;SharedAccessKey=b;UseDevelopmentEmulator=true"
+
+
+@pytest.mark.parametrize(
+    ("args", "which", "code", "said"),
+    [
+        (("send", "demo"), "good", ExitCode.NOT_FOUND, "no listeners"),
+        (("send", "nope"), "good", ExitCode.NOT_FOUND, "Endpoint does not exist"),
+        (("send", "demo"), "wrong", ExitCode.AUTHORIZATION, "InvalidSignature"),
+        (("send", "demo"), "nobody", ExitCode.CONNECTION, "127.0.0.1:1"),
+        (("send",), "good", ExitCode.CONFIG, "no hybrid connection is named"),
+        (("send", "demo"), "none", ExitCode.CONFIG, VARIABLE),
+        (("listen", "nope"), "good", ExitCode.NOT_FOUND, "Endpoint does not exist"),
+        (("listen", "demo"), "wrong", ExitCode.AUTHORIZATION, "InvalidSignature"),
+        (("listen", "demo"), "sender", ExitCode.AUTHORIZATION, "relaycore: "),
+        (("listen", "demo"), "nobody", ExitCode.CONNECTION, "127.0.0.1:1"),
+        (("listen", "demo"), "none", ExitCode.CONFIG, VARIABLE),
+    ],
+)
+async def test_each_failure_has_its_exit_code(relay, args, which, code, said):
+    good = relay.connection_string()
+    strings = {
+        "good": good,
+        "wrong": good.replace("SharedAccessKey=", "SharedAccessKey=x"),
+        "nobody": NOBODY_THERE,
+        "sender": relay.connection_string(rights=["Send"]),
+        "none": "",
     }
-    sender = {VARIABLE: relay.connection_string(rights=["Send"])}
-    cases = [
-        (("send", "demo"), environ, ExitCode.NOT_FOUND, "no listeners"),
-        (("send", "nope"), environ, ExitCode.NOT_FOUND, "Endpoint does not exist"),
-        (("send", "demo"), wrong, ExitCode.AUTHORIZATION, "InvalidSignature"),
-        (("send", "demo"), nobody, ExitCode.CONNECTION, "127.0.0.1:1"),
-        (("send",), environ, ExitCode.CONFIG, "no hybrid connection is named"),
-        (("send", "demo"), {}, ExitCode.CONFIG, VARIABLE),
-        (("listen", "nope"), environ, ExitCode.NOT_FOUND, "Endpoint does not exist"),
-        (("listen", "demo"), wrong, ExitCode.AUTHORIZATION, "InvalidSignature"),
-        (("listen", "demo"), sender, ExitCode.AUTHORIZATION, "relaycore: "),
-        (("listen", "demo"), nobody, ExitCode.CONNECTION, "127.0.0.1:1"),
-        (("listen", "demo"), {}, ExitCode.CONFIG, VARIABLE),
-    ]
-    for args, variables, code, said in cases:
-        found, out, err = await finish(*args, environ=variables)
-        assert (found, out) == (code, b""), (args, err)
-        assert said in err
-        assert err.count("\n") == 1
-        assert "Traceback" not in err
+    found, out, err = await finish(*args, environ={VARIABLE: strings[which]})
+    assert (found, out) == (code, b""), err
+    assert said in err
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
 
 
 async def test_a_listener_s_own_words_reach_the_user(relay, environ):

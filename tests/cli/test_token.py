@@ -114,18 +114,22 @@ def test_a_good_token_is_explained(invoke, relay):
 
 
 @pytest.mark.parametrize(
-    ("token", "code", "said"),
+    ("life", "key", "code", "said"),
     [
-        (token_for(-10_000), ExitCode.AUTHORIZATION, "2 h 46 min ago)"),
-        (token_for(-60), ExitCode.OK, "relays allow five minutes"),
-        (token_for(60, key="other"), ExitCode.AUTHORIZATION, "not made with the key of root"),
-        (make_token("http://h/", "rule2", "other", 2_000_000_000), ExitCode.AUTHORIZATION, "names the rule rule2"),
+        (-9_930, KEY, ExitCode.AUTHORIZATION, "2 h 45 min ago)"),
+        (-60, KEY, ExitCode.OK, "relays allow five minutes"),
+        (600, "other", ExitCode.AUTHORIZATION, "not made with the key of root"),
     ],
 )
-def test_a_token_that_is_no_good_is_told_apart(invoke, relay, token, code, said):
-    result = invoke("token", "explain", input=token)
+def test_a_token_that_is_no_good_is_told_apart(invoke, relay, life, key, code, said):
+    result = invoke("token", "explain", input=token_for(life, key))
     assert said in result.stdout
     assert result.exit_code == code
+
+
+def test_a_token_of_another_rule_is_named(invoke, relay):
+    result = invoke("token", "explain", input=make_token("http://h/", "rule2", "other", 2_000_000_000))
+    assert "names the rule rule2" in result.stdout
 
 
 def test_without_a_key_the_signature_is_not_judged(invoke, monkeypatch, tmp_path):

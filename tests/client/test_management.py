@@ -278,7 +278,7 @@ async def test_silence_has_an_end():
         nursery.cancel_scope.cancel()
 
 
-async def test_a_rule_never_shows_its_keys():
+def test_a_rule_never_shows_its_keys():
     key = new_key()
     assert len(key) == 44
     assert key not in repr(Entity("a", True, None, 0, None, None, (Rule("r", (), key, key),)))
