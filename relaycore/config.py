@@ -160,9 +160,10 @@ class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     rules_per_level: Count = 12
     """Authorization rules on the namespace, and on each hybrid connection; the next is refused (wire contract 15)."""
 
-    pool_buffers: Count = 256
-    """Receive buffers shared by all sessions. A direction borrows one from receive to complete send; while none is
-    free, sessions stop reading. 256 keep that many directions moving at the same instant."""
+    pool_buffers: Count = 4_096
+    """Receive buffers shared by all sessions. A direction borrows one from receive to complete send, so each reader
+    that does not read keeps one; while none is free, sessions stop reading. 4096 are 256 MiB that are touched only
+    when that many directions are stalled at once; a small machine may take fewer."""
 
     pool_buffer_bytes: Annotated[int, Meta(ge=4_096, le=1 << 20)] = 65_536
     """Bytes read per turn. 64 KiB fills a pipe; more raises bulk throughput and makes small streams wait."""
@@ -208,8 +209,8 @@ class TimeoutsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """How long the relay waits for the answer to its own Close before it cuts. The .NET library waits as long."""
 
     drain: SpanOrOff = 10.0
-    """How long sessions may go on after SIGTERM before they are closed with 1001. Orchestrators allow 30 s before
-    SIGKILL."""
+    """How long after SIGTERM peers may take to answer the 1001 they are sent, before they are cut. Orchestrators allow
+    30 s before SIGKILL."""
 
     keep_alive: Span = 60.0
     """Idle time of an HTTP connection between two requests; then it is closed. nginx waits 75 s, most clients less."""
