@@ -32,6 +32,7 @@ enum {
     RC_FRAME_MAX = 65536,       /* wire contract 8.2: no larger frame leaves towards a WebSocket peer */
     RC_CLOSE_REASON_MAX = 123,  /* RC_CONTROL_MAX less the code */
     RC_SESSION_SEED_BYTES = 16, /* see rc_session_init() */
+    RC_PONGS_BYTES = 252,       /* two Pings of the largest size, or 25 of nine bytes (the Autobahn suite sends ten) */
     RC_SESSION_ROOM_MIN = 160   /* least room for rc_session_translate_from(): a pong, a header and a byte fit */
 };
 
@@ -81,14 +82,17 @@ struct rc_direction {
 
     uint16_t close_code; /* of the Close that went to the destination; 0: none, or one without a code */
 
-    /* Payload of a Ping or Close of the source. One place does for both: the latest Ping is the only one to be answered
-     * (RFC 6455 5.5.3), and none is once a Close has arrived (5.5.2). */
+    /* Payload of the Ping or Close of the source that is being read; one place does for both. */
     uint8_t control_bytes;
-    bool pong_is_due;     /* to the source: `control` holds the payload of its last Ping */
+
+    /* Pongs that the source is owed, as [length][payload] in the order of its Pings. A flood keeps its last ones, which is
+     * all that RFC 6455 5.5.3 asks for; none is left once a Close has arrived (5.5.2). */
+    uint8_t pongs_bytes;
     bool close_is_due;    /* to the destination: `control` holds the payload of the source's Close */
     bool source_finished; /* Close or end of stream came */
     bool output_finished; /* Close went out, or a RAW destination's shutdown was asked for */
     uint8_t control[RC_CONTROL_MAX];
+    uint8_t pongs[RC_PONGS_BYTES];
 
     struct rc_direction_counters counters;
 };
@@ -126,7 +130,7 @@ int rc_session_translate_from(struct rc_session *session, unsigned direction, co
  * `out` has room for RC_SESSION_ROOM_MIN bytes at least. */
 int rc_session_eof(struct rc_session *session, unsigned direction, uint8_t *out, size_t room, struct rc_step *step);
 
-/* What we ourselves owe to the direction's destination: a Pong, our own Close. Empty unless that leg's last output ended at
+/* What we ourselves owe to the direction's destination: Pongs, our own Close. Empty unless that leg's last output ended at
  * a frame boundary; if not, it will come out of a later translate of this direction. `out` as for rc_session_eof(). */
 int rc_session_control(struct rc_session *session, unsigned direction, uint8_t *out, size_t room, struct rc_step *step);
 

@@ -26,10 +26,10 @@
  *     takes up to 14 (the prototype, without head-room, overwrote payload here);
  *   - splitting: a header in the middle of a large frame;
  *   - masking: 4 bytes more for each frame from a WS_CLIENT leg to a WS_CLIENT leg, for any number of small frames;
- *   - a Pong or Close of our own: up to 131.
+ *   - Pongs or a Close of our own: up to 131 each.
  *
- * Head-room of RC_HEADROOM takes the first, one of the second and the last together (14 + 14 + 131 < 192). Only the third can
- * use up any head-room; then the call stops with RC_STEP_MORE, the output is sent, and the next call begins at the bottom of
+ * Head-room of RC_HEADROOM takes the first, one of the second and one of the last together (14 + 14 + 131 < 192). Only the
+ * third, and several Pongs at once, can use up any head-room; then the call stops with RC_STEP_MORE, the output is sent, and the next call begins at the bottom of
  * the slab with all the room that consumed input has left. That room grows by each such round, so a full 64 KiB of empty
  * frames takes about a dozen rounds and not thousands.
  *
@@ -77,6 +77,7 @@ _Static_assert((int)RC_SESSION_ROOM_MIN <= (int)RC_HEADROOM, "what fits a small 
 _Static_assert((int)RC_SESSION_ROOM_MIN > 6 + (int)RC_CONTROL_MAX + (int)RC_HEADER_MAX,
                "a control frame, a header and a byte");
 _Static_assert(2 * (int)RC_HEADER_MAX + 6 + (int)RC_CONTROL_MAX < (int)RC_HEADROOM, "see 2 above");
+_Static_assert((int)RC_PONGS_BYTES >= 1 + (int)RC_CONTROL_MAX && (int)RC_PONGS_BYTES <= UINT8_MAX, "see owe_pong()");
 
 /* Where one call reads and writes. */
 struct cursor {
@@ -178,7 +179,25 @@ static bool owes_anything(const struct rc_session *session, unsigned index) {
         return false;
     if (owes_relay_close(session, index))
         return true;
-    return session->failure == 0 && (back->pong_is_due || direction->close_is_due);
+    return session->failure == 0 && (back->pongs_bytes > 0 || direction->close_is_due);
+}
+
+static void drop_oldest_pong(struct rc_direction *direction) {
+    size_t bytes = 1 + (size_t)direction->pongs[0];
+
+    RC_ASSERT(bytes <= direction->pongs_bytes);
+    direction->pongs_bytes -= (uint8_t)bytes;
+    memmove(direction->pongs, direction->pongs + bytes, direction->pongs_bytes);
+}
+
+/* The source's Ping has been read. Ends because each turn frees something and one Ping always fits into the empty room. */
+static void owe_pong(struct rc_direction *direction) {
+    while (sizeof direction->pongs - direction->pongs_bytes < 1 + (size_t)direction->control_bytes)
+        drop_oldest_pong(direction);
+    uint8_t *pong = direction->pongs + direction->pongs_bytes;
+    pong[0] = direction->control_bytes;
+    memcpy(pong + 1, direction->control, direction->control_bytes);
+    direction->pongs_bytes += (uint8_t)(1 + direction->control_bytes);
 }
 
 /* Writes what stands before any data: our own Close, a Pong, the source's Close. The caller saw to it that this is a frame
@@ -191,10 +210,10 @@ static bool put_owed(struct rc_session *session, struct rc_direction *direction,
     if (owes_relay_close(session, (unsigned)(direction - session->directions))) {
         payload = session->directions[0].control;
         length = session->relay_close_bytes;
-    } else if (back->pong_is_due) {
-        if (!put_control(session, direction, c, RC_OP_PONG, back->control, back->control_bytes))
+    } else if (back->pongs_bytes > 0) {
+        if (!put_control(session, direction, c, RC_OP_PONG, back->pongs + 1, back->pongs[0]))
             return false;
-        back->pong_is_due = false;
+        drop_oldest_pong(back);
         return true;
     }
     if (is_ws(direction->destination) && !put_control(session, direction, c, RC_OP_CLOSE, payload, length))
@@ -207,7 +226,8 @@ static bool put_owed(struct rc_session *session, struct rc_direction *direction,
 /* The source has nothing more to say: a Ping of its is not answered any more (RFC 6455 5.5.2), and run() drops the rest. */
 static void finish_source(struct rc_direction *direction, struct cursor *c) {
     direction->source_finished = true;
-    direction->pong_is_due = direction->frame_is_open = false;
+    direction->frame_is_open = false;
+    direction->pongs_bytes = 0;
     c->events = (c->events & ~(uint32_t)RC_STEP_CONTROL_OWED_BACK) | RC_STEP_SOURCE_FINISHED;
 }
 
@@ -215,7 +235,7 @@ static void set_relay_close(struct rc_session *session, uint16_t code, const uin
     uint8_t *payload = session->directions[0].control;
 
     /* No Ping or Close that lies there is wanted any more: see owes_relay_close() and gather_control(). */
-    session->directions[0].pong_is_due = session->directions[1].pong_is_due = false;
+    session->directions[0].pongs_bytes = session->directions[1].pongs_bytes = 0;
     payload[0] = (uint8_t)(code >> 8);
     payload[1] = (uint8_t)code;
     if (length > 0)
@@ -246,10 +266,8 @@ static void open_frame(struct rc_session *session, struct rc_direction *directio
     direction->opcode = frame->opcode;
     direction->fin = frame->fin;
     direction->header_is_due = is_ws(direction->destination);
-    if ((frame->opcode == RC_OP_PING || frame->opcode == RC_OP_CLOSE) && !session->is_closing) {
+    if ((frame->opcode == RC_OP_PING || frame->opcode == RC_OP_CLOSE) && !session->is_closing)
         direction->control_bytes = 0;
-        direction->pong_is_due = false;
-    }
 }
 
 /* A RAW source has no frames: what one receive brought becomes a binary message, or several of the largest size. */
@@ -287,7 +305,7 @@ static void gather_control(struct rc_session *session, struct rc_direction *dire
 
     direction->frame_is_open = false;
     if (direction->opcode == RC_OP_PING && !session->is_closing && !opposite(session, direction)->output_finished) {
-        direction->pong_is_due = true;
+        owe_pong(direction);
         c->events |= RC_STEP_CONTROL_OWED_BACK;
     }
     if (direction->opcode == RC_OP_CLOSE) {

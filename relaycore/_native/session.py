@@ -175,7 +175,7 @@ class Session:
         return self._outcome("rc_session_eof", result, buffer)
 
     def control(self, direction: Direction, buffer: Buffer) -> Step:
-        """What we ourselves owe to this direction's destination: the Pong for its last Ping, our own Close.
+        """What we ourselves owe to this direction's destination: the Pongs for its Pings, our own Close.
 
         Empty when the output so far ends inside a frame; then it comes out of a later ``translate`` of this direction.
         The buffer must hold no input that waits for :meth:`resume`.

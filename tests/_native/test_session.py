@@ -235,11 +235,20 @@ def test_a_ping_is_answered_and_a_pong_swallowed(sender, listener):
     assert pair.control(TO_SENDER) == b""
 
 
-def test_the_latest_ping_is_the_one_that_is_answered():
-    """spec 8.6: one Pong for several Pings (RFC 6455 5.5 allows it), so that a flood of them costs 125 bytes."""
+def test_pings_that_come_together_are_all_answered():
+    """spec 8.6: in order; the Autobahn suite (case 2.10) sends ten at once and wants ten Pongs."""
     pair = Pair()
-    pair.send(TO_LISTENER, *[Frame(9, b"%d" % i) for i in range(1000)])
-    assert pair.read(TO_SENDER, pair.control(TO_SENDER)) == [Frame(10, b"999")]
+    pair.send(TO_LISTENER, *[Frame(9, b"payload-%d" % i) for i in range(10)])
+    assert pair.read(TO_SENDER, pair.control(TO_SENDER)) == [Frame(10, b"payload-%d" % i) for i in range(10)]
+
+
+@pytest.mark.parametrize(("size", "kept"), [(0, 252), (3, 63), (124, 2), (125, 2)])
+def test_a_flood_of_pings_keeps_its_last_ones(size, kept):
+    """spec 8.6: the latest Pings are answered (RFC 6455 5.5.3 allows it), so that a flood of them costs 252 bytes."""
+    pair = Pair()
+    pings = [(b"%03d" % i).ljust(size, b"!")[:size] for i in range(1000)]
+    pair.send(TO_LISTENER, *[Frame(9, ping) for ping in pings])
+    assert pair.read(TO_SENDER, pair.control(TO_SENDER)) == [Frame(10, ping) for ping in pings[-kept:]]
 
 
 @pytest.mark.parametrize("cut", [0, 1, 2, 5, 6, 7, 130])
