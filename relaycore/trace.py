@@ -84,7 +84,6 @@ RENDEZVOUS_REJECTED: Final = "rendezvous.rejected"
 
 SESSION_JOINED: Final = "session.joined"
 SESSION_CLOSED: Final = "session.closed"
-LEG_STALLED: Final = "leg.stalled"
 
 # The library's listeners and senders ---------------------------------------------------------------------------------
 
@@ -115,7 +114,6 @@ EVENTS: Final[Mapping[str, int]] = {
     RENDEZVOUS_REJECTED: logging.INFO,
     SESSION_JOINED: logging.INFO,
     SESSION_CLOSED: logging.INFO,
-    LEG_STALLED: logging.WARNING,
     CLIENT_ONLINE: logging.INFO,
     CLIENT_OFFLINE: logging.WARNING,
     CLIENT_RECONNECTING: logging.INFO,
@@ -127,7 +125,6 @@ _ROOMS: Final[Mapping[str, str]] = {
     "control": "relaycore.control",
     "rendezvous": "relaycore.control",
     "session": "relaycore.session",
-    "leg": "relaycore.session",
     "client": "relaycore.client",
 }
 """Logger by the event's noun; every other noun is the gateway's."""

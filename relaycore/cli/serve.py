@@ -6,7 +6,9 @@ one ends at once. SIGHUP loads the certificate anew.
 
 from __future__ import annotations
 
+import ipaddress
 import json
+import logging
 import os
 import resource
 import shlex
@@ -32,6 +34,8 @@ from .exits import ExitCode
 from .options import config_file_option, load_settings, run
 
 __all__ = ["command"]
+
+_log = logging.getLogger("relaycore.gateway")
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -109,6 +113,7 @@ async def _main(config: Config, announcement: _Announcement) -> ExitCode:
             server: Server = await nursery.start(
                 lambda task_status: serve(config, store=store, task_status=task_status)
             )
+            _warn_of_plain_text(server, config)
             _announce(server, config, announcement)
             is_stopping = False
             async for number in signals:
@@ -132,6 +137,19 @@ async def _stop(server: Server, everything: trio.CancelScope) -> None:
 async def _reload(server: Server) -> None:
     with suppress(ConfigError):  # the server has logged it and goes on with the old pair
         await server.reload_tls()
+
+
+def _warn_of_plain_text(server: Server, config: Config) -> None:
+    """Tokens in the clear are no error, since something in front may encrypt, but nobody should learn it afterwards."""
+    public_url = config.server.public_url or ""
+    hosts = [str(host) for host, _ in server.addresses]
+    if server.is_tls or public_url.startswith("wss:") or all(ipaddress.ip_address(host).is_loopback for host in hosts):
+        return
+    _log.warning(
+        "! listening on %s without TLS: tokens and data can be read on the way; give --tls-cert and --tls-key, or put"
+        " TLS in front and name it with --public-url wss://...",
+        ", ".join(hosts),
+    )
 
 
 def _raise_file_limit() -> None:

@@ -163,6 +163,19 @@ async def test_auto_create_and_the_log_format_work(tmp_path):
             assert json.loads(line)["event"]
 
 
+@pytest.mark.parametrize(
+    ("options", "is_warned"),
+    [(("--host", "0.0.0.0"), True), (("--host", "0.0.0.0", "--public-url", "wss://relay.example"), False), ((), False)],
+)
+async def test_an_open_port_without_tls_is_warned_of(options, is_warned):
+    """failures: no flag turns safety off silently."""
+    async with run_program("serve", *PORT_0, "--json", *options) as server:
+        await ready(server)
+        server.signal(signal.SIGTERM)
+        assert await server.exit_code() == 0
+        assert ("without TLS" in server.err.decode()) is is_warned
+
+
 # Ends ----------------------------------------------------------------------------------------------------------------
 
 
