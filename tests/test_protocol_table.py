@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def load_tool():
-    spec = importlib.util.spec_from_file_location("protocol_table", ROOT / "tools" / "protocol_table.py")
+    spec = importlib.util.spec_from_file_location("protocol_table", ROOT / "docs" / "protocol_table.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
@@ -29,7 +29,7 @@ def test_every_rule_has_a_test_and_every_test_names_a_rule():
 def test_the_page_is_up_to_date():
     old = tool.PAGE.read_text()
     new = tool.page(old, tool.render(tool.read_rules(), tool.read_tests()))
-    assert old == new, "run python tools/protocol_table.py"
+    assert old == new, "run python docs/protocol_table.py"
 
 
 def test_every_rule_of_ours_stands_in_the_chapter_of_its_section():

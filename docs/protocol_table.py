@@ -1,8 +1,8 @@
 """Which test proves which rule: reads the tests' docstrings and docs/rules.toml, writes the table in docs/protocol.md.
 
-    python tools/protocol_table.py            write docs/protocol.md
-    python tools/protocol_table.py --check    say what is wrong and leave with 1; write nothing
-    python tools/protocol_table.py --rule ID  name the tests of one rule, or of all that begin so
+    python docs/protocol_table.py            write docs/protocol.md
+    python docs/protocol_table.py --check    say what is wrong and leave with 1; write nothing
+    python docs/protocol_table.py --rule ID  name the tests of one rule, or of all that begin so
 
 A test names its rules at the beginning of its docstring's first line, ``spec 7.1/id: ...`` or, for a whole section,
 ``spec 7.1: ...``; further rules may follow anywhere in the line. The part of protocol.md above the marker is written
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RULES = ROOT / "docs" / "rules.toml"
 PAGE = ROOT / "docs" / "protocol.md"
 TESTS = ROOT / "tests"
-MARKER = "<!-- Below: made by tools/protocol_table.py from docs/rules.toml and the tests. -->"
+MARKER = "<!-- Below: made by docs/protocol_table.py from docs/rules.toml and the tests. -->"
 
 _NAME = r"(?:spec|mgmt|RFC \d+) \d+(?:\.\d+)*(?:/[\w-]+)?|failures(?:/[\w-]+)?"
 _FIRST = re.compile(rf"(?:{_NAME})(?=[,:;]| and )")
@@ -178,7 +178,7 @@ def render(rules: Iterable[Rule], tests: Iterable[Test]) -> str:
         "## Rules and their tests",
         "",
         f"{len(shown)} rules. *Ours* marks what the hosted service leaves open, or does in a way that does not suit a",
-        "relay of one's own. `python tools/protocol_table.py --rule 'spec 7.1/id'` names the tests of that rule.",
+        "relay of one's own. `python docs/protocol_table.py --rule 'spec 7.1/id'` names the tests of that rule.",
     ]
     chapter = ""
     for rule in shown:
@@ -219,7 +219,7 @@ def main(arguments: list[str] | None = None) -> int:
     old = PAGE.read_text()
     new = page(old, render(rules, tests))
     if options.check and new != old:
-        wrong.append("docs/protocol.md is out of date: run python tools/protocol_table.py")
+        wrong.append("docs/protocol.md is out of date: run python docs/protocol_table.py")
     for line in wrong:
         print(line)
     if not options.check:
