@@ -9,7 +9,7 @@ NATIVE := setup.py $(wildcard native/*.py native/*.cdef native/include/*.h nativ
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help run demo test check format native-test interop bench bench-quick clean
+.PHONY: help run demo test check docs format native-test interop bench bench-quick clean
 
 help:
 	@echo "make run      build what is missing and run a relay until Ctrl-C"
@@ -17,6 +17,7 @@ help:
 	@echo "make test     install what the tests need and run all of them"
 	@echo "make check    format, lint, types, C warnings as errors"
 	@echo "make format   put the code into its format"
+	@echo "make docs     make the table of rules and tests in docs/protocol.md"
 	@echo "make bench    compare topologies on this machine (minutes); bench-quick for a glance"
 
 run: $(BIN)/.runtime $(BIN)/.native
@@ -38,6 +39,9 @@ check: $(BIN)/.dev $(BIN)/.native
 	$(BIN)/flake8-async --disable=ASYNC110,ASYNC124,ASYNC900,ASYNC910,ASYNC911,ASYNC912,ASYNC913 $$(git ls-files 'tests/*.py' 'bench/*.py' 'examples/*.py')
 	$(BIN)/mypy
 	RELAYCORE_WERROR=1 $(BIN)/python setup.py -q build_ext --build-lib build/check --build-temp build/check/temp --force
+
+docs: $(BIN)/.dev
+	$(BIN)/python docs/protocol_table.py
 
 format: $(BIN)/.dev
 	$(BIN)/ruff format .
