@@ -74,6 +74,9 @@ class Load:
     def __init__(self, role: str, settings: Iterable[str], *, log: IO[bytes] | None = None) -> None:
         self.process = start([str(build()), role], log=log)
         self._text = b""
+        self._poll = select.poll()  # select() knows no descriptor above 1023
+        assert self.process.stdout is not None
+        self._poll.register(self.process.stdout, select.POLLIN)
         self.tell("\n".join([*settings, "go"]))
 
     @property
@@ -98,7 +101,7 @@ class Load:
         deadline = time.monotonic() + timeout
         while b"\n" not in self._text:
             left = deadline - time.monotonic()
-            if left <= 0 or not select.select([self.process.stdout], [], [], left)[0]:
+            if left <= 0 or not self._poll.poll(left * 1_000):
                 raise BenchError(f"the load generator gave no answer in {timeout:g} s")
             chunk = os.read(self.process.stdout.fileno(), 1 << 20)
             if not chunk:
