@@ -15,7 +15,7 @@ from .loadgen import build
 from .machine import describe
 from .network import separate
 from .processes import BenchError, raise_open_files_limit
-from .report import document, facts_table, noise_line, summarise, workload_table
+from .report import digest, document, facts_table, noise_line, summarise, workload_table
 from .suite import FULL, QUICK, Run, run_suite
 from .topologies import TOPOLOGIES, Topology
 from .workload import Workload
@@ -94,6 +94,7 @@ def _suite(options: argparse.Namespace) -> bool:
     )
     for line in skipped:
         print(line)
+    print("\n" + digest(workloads, summary))
     for workload in workloads:
         print("\n" + workload_table(workload, summary, pace))
     if options.json:

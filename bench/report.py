@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .figures import Spread, is_lower_better, paired_ratios
@@ -103,6 +103,34 @@ def remark(figures: Mapping[str, Spread]) -> str:
     if figures["starved"].median > STARVED_SHARE:
         return "†"
     return "*" if figures["busy"].median < IDLE_SHARE else ""
+
+
+def digest(workloads: Sequence[Workload], summary: Sequence[Mapping[str, Any]]) -> str:
+    """Two tables of medians, one line per workload and one column per topology: headlines, and what they cost."""
+    names = list(dict.fromkeys(entry["topology"] for entry in summary))
+    found = {(entry["workload"], entry["topology"]): entry["figures"] for entry in summary}
+
+    def rows(corner: str, figure: Callable[[Workload], str], columns: Sequence[str]) -> list[list[str]]:
+        lines = [[corner, "figure", *columns]]
+        for workload in workloads:
+            line = [workload.name, figure(workload)]
+            for name in columns:
+                figures = found[workload.name, name]
+                value = figures.get(figure(workload))
+                mark = remark(figures) if value and name != "direct" and "busy" in workload.shows else ""
+                line.append(number(value.median) + mark if value else "")
+            lines.append(line)
+        return lines
+
+    headlines = rows("workload", lambda workload: workload.headline, names)
+    priced = [name for name in names if name != "direct"]
+    costs = rows("CPU of the process under test", price, priced)
+    return table(headlines) + ("\n\n" + table([[c.rstrip("*†") for c in row] for row in costs]) if priced else "")
+
+
+def price(workload: Workload) -> str:
+    """The CPU figure that suits a workload: large messages cost by the byte, small ones by the message."""
+    return "CPU s/GiB" if max(job.size for job in workload.jobs) >= 4_096 else "CPU µs/message"
 
 
 def workload_table(workload: Workload, summary: Sequence[Mapping[str, Any]], pace: Pace) -> str:

@@ -1,7 +1,7 @@
 import json
 
 from bench.loadgen import Job
-from bench.report import document, noise_line, number, summarise, table, workload_table
+from bench.report import digest, document, noise_line, number, summarise, table, workload_table
 from bench.suite import Pace, Run
 from bench.workload import Workload
 
@@ -40,6 +40,14 @@ def test_a_process_with_time_to_spare_is_marked():
     assert "50.0 (50.0 .. 50.0)*" in text
     assert "100 (100 .. 100)*" not in text
     assert "time to spare" in text
+
+
+def test_the_digest_has_a_line_per_workload_and_leaves_out_the_price_of_nothing():
+    runs = [run("direct", 0, 100.0, busy=0.0), run("ours", 0, 50.0, busy=0.4, **{"CPU µs/message": 7.0})]
+    text = digest([BULK], summarise(runs, [BULK], ["direct", "ours"]))
+    headlines, costs = text.split("\n\n")
+    assert headlines.splitlines()[2].split() == ["|", "bulk", "|", "MiB/s", "|", "100", "|", "50.0*", "|"]
+    assert costs.splitlines()[2].split() == ["|", "bulk", "|", "CPU", "µs/message", "|", "7.00", "|"]
 
 
 def test_a_starved_process_is_marked_so():
