@@ -170,14 +170,12 @@ class WebSocketLeg(trio.abc.AsyncResource):
         """
         self._begin_receiving()
         try:
-            has_waited = False
+            # Before anything is taken: what a cancelled call had in hand would be lost.
+            await trio.lowlevel.checkpoint_if_cancelled()
             while (event := self._reader.next_event()) is None:
                 if self._reader.close is not None:
                     raise trio.EndOfChannel
                 await self._read_more()
-                has_waited = True
-            if not has_waited:
-                await trio.lowlevel.checkpoint_if_cancelled()
             if isinstance(event, Ping):
                 self._owed_pong = event.payload
                 if self._reader.is_drained and not self._send_lock.locked():
@@ -196,6 +194,7 @@ class WebSocketLeg(trio.abc.AsyncResource):
         """
         self._begin_receiving()
         try:
+            await trio.lowlevel.checkpoint_if_cancelled()  # as in `receive`
             has_waited = False
             while not (data := self._reader.take_bytes()):
                 match self._reader.next_event():
@@ -211,7 +210,7 @@ class WebSocketLeg(trio.abc.AsyncResource):
                     case _:
                         pass  # a pong, or an empty message: nothing to hand over
             if not has_waited:
-                await trio.lowlevel.checkpoint()
+                await trio.lowlevel.cancel_shielded_checkpoint()
             return data
         finally:
             self._is_receiving = False
@@ -257,21 +256,19 @@ class WebSocketLeg(trio.abc.AsyncResource):
         """
         reading = trio.CancelScope()
         writable = trio.CancelScope()
-        data: BytesLike | None = None
         failure: trio.ClosedResourceError | None = None
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._flush_when_writable, writable, reading)
             with reading:
                 try:
-                    data = await self._read_once()
+                    # Taken in here: leaving the nursery may be cancelled, and would lose it.
+                    self._take(await self._read_once())
                 except trio.ClosedResourceError as error:  # taken out of the nursery, which would wrap it
                     failure = error
             writable.cancel()
         if failure is not None:
             raise failure
-        if data is not None:
-            self._take(data)
 
     async def _flush_when_writable(self, writable: trio.CancelScope, reading: trio.CancelScope) -> None:
         # Holding the lock over the wait: a stream allows one task on its sending side, waiting included.

@@ -332,6 +332,46 @@ async def test_reading_may_be_cancelled_at_any_time(autojump_clock: MockClock):
     assert await server.receive() == Binary(b"x" * 1000)
 
 
+@pytest.mark.parametrize("read", ["messages", "bytes"])
+async def test_a_cancelled_read_leaves_what_has_come(read: str):
+    client, server = legs()
+    for text in (b"1", b"2", b"3"):
+        await client.send_binary(text)
+    assert await server.receive() == Binary(b"1")  # the others came in the same read
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await (server.receive() if read == "messages" else server.receive_bytes())
+    assert scope.cancelled_caught
+    with trio.fail_after(1), trio.CancelScope() as scope:
+        trio.lowlevel.spawn_system_task(_cancel, scope)  # strikes while others run, once the bytes are in hand
+        assert await (server.receive() if read == "messages" else server.receive_bytes()) in (Binary(b"2"), b"23")
+    assert not scope.cancelled_caught
+    assert read == "bytes" or await server.receive() == Binary(b"3")
+
+
+async def _cancel(scope: trio.CancelScope) -> None:
+    scope.cancel()
+
+
+async def test_a_cancellation_behind_a_read_with_a_pong_owed_loses_nothing():
+    near, far = memory_stream_pair()
+    slow = SlowStream(near)
+    slow.room = trio.Event()
+    client = WebSocketLeg(slow, role="client")
+    server = WebSocketLeg(far, role="server")
+    await server.send_ping(b"x")
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.receive_bytes)
+            await wait_all_tasks_blocked()
+            # It wakes with the data and with the cancellation in the same turn.
+            await server.send_binary(b"data")
+            scope.cancel()
+    slow.room.set()
+    with trio.fail_after(1):
+        assert await client.receive() == Binary(b"data")
+
+
 async def test_a_cancellation_while_a_pong_waits_loses_nothing(autojump_clock: MockClock):
     near, far = memory_stream_pair()
     slow = SlowStream(near)
