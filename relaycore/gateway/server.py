@@ -30,6 +30,7 @@ from ..net.linger import cut
 from ..store.base import Change, ChangeKind, Store
 from ..store.sqlite import open_sqlite
 from ..trace import (
+    CONNECTION_FAILED,
     ENTITY_CREATED,
     ENTITY_DELETED,
     ENTITY_UPDATED,
@@ -390,9 +391,19 @@ class _Running:
         with trio.move_on_after(self._gateway.config.timeouts.tls_handshake) as handshake:
             try:
                 await secured.do_handshake()
-            except trio.BrokenResourceError:
+            except trio.BrokenResourceError as error:
+                self._gateway.trace.emit(
+                    CONNECTION_FAILED,
+                    remote=f"{remote.address}:{remote.port}",
+                    cause=f"TLS handshake: {error.__cause__ or error}",
+                )
                 return None
-        return None if handshake.cancelled_caught else Peer(secured, remote, is_tls=True)
+        if handshake.cancelled_caught:
+            self._gateway.trace.emit(
+                CONNECTION_FAILED, remote=f"{remote.address}:{remote.port}", cause="TLS handshake took too long"
+            )
+            return None
+        return Peer(secured, remote, is_tls=True)
 
     def _report(self, error: Exception) -> None:
         self._gateway.trace.emit(INTERNAL_ERROR, message=f"{type(error).__name__}: {error}", exc_info=error)

@@ -269,6 +269,7 @@ async def test_tls_from_end_to_end(start_relay, tmp_path: Path) -> None:
     with contextlib.suppress(trio.BrokenResourceError):
         await plain.read_eof()
     await plain.aclose()
+    assert "TLS handshake" in str(relay.named("connection.failed")[0].fields["cause"])
     await sender.send(frame(1, b"still"))
     assert await listener.read_message() == (1, b"still")
 
