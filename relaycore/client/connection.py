@@ -31,8 +31,9 @@ from ..wire.status import CloseCode
 
 __all__ = ["Connection", "ConnectionInfo", "MessageChannel"]
 
-_NORMAL_ENDS: Final = (None, CloseCode.NORMAL_CLOSURE, CloseCode.GOING_AWAY)
-"""Close codes that mean an orderly end of data. 1001 is what a stopping Java container sends (13)."""
+_NORMAL_ENDS: Final = (None, CloseCode.NORMAL_CLOSURE)
+"""Close codes that mean an orderly end of data. 1001 is not among them: it is what a relay sends that stops, or whose
+hybrid connection was deleted, and a Java container that stops (13), each wherever the data happens to be."""
 
 _COMPLAINT_TIMEOUT: Final = 1.0
 """Seconds for telling a peer which rule it broke, before its connection is cut."""
@@ -152,12 +153,12 @@ class Connection(trio.abc.HalfCloseableStream):
         Args:
           max_bytes: at most so many; without it, what one read brought, usually at most 64 KiB.
 
-        Returns: ``b""`` once the other side has closed with 1000, 1001 or no code.
+        Returns: ``b""`` once the other side has closed with 1000 or no code.
 
         Raises:
           trio.BusyResourceError: another task is receiving.
           trio.ClosedResourceError: after `aclose`, also when it comes while this waits.
-          StreamClosed: the other side closed with another code.
+          StreamClosed: closed with another code, such as 1001 by a relay that stops: more data may have been meant.
           StreamLost: the connection ended without a Close.
           StreamGarbled: the other side broke RFC 6455.
 
@@ -298,7 +299,7 @@ class MessageChannel(trio.abc.Channel[str | bytes]):
         """Wait for the next message. Empty ones are kept; pings are answered on the way.
 
         Raises:
-          trio.EndOfChannel: the other side closed with 1000, 1001 or no code.
+          trio.EndOfChannel: the other side closed with 1000 or no code.
           trio.ClosedResourceError, trio.BusyResourceError, StreamClosed, StreamLost: as `Connection.receive_some`.
           StreamGarbled: a message over the bound (1009), text that is not UTF-8 (1007), or another broken rule.
 
