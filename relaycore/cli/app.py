@@ -95,12 +95,12 @@ class LazyGroup(click.Group):
             sys.exit(error.exit_code)
         except (click.Abort, KeyboardInterrupt):
             sys.exit(130)
-        except Exception as error:
+        except (Exception, BaseExceptionGroup) as error:  # Ctrl-C under Trio comes in a group that is no Exception
             sys.exit(_report(error, with_traceback=argv[:1] == ["--debug"]))
         sys.exit(code if isinstance(code, int) else 0)
 
 
-def _report(error: Exception, *, with_traceback: bool) -> ExitCode:
+def _report(error: BaseException, *, with_traceback: bool) -> ExitCode:
     """Say what went wrong on standard error and choose the exit code."""
     from ..errors import Refused, RelayError
     from ..trace import redact

@@ -143,13 +143,20 @@ def test_a_refusal_shows_its_tracking_id(monkeypatch):
     assert "(tracking id 0f3c_G0)" in invoke("version").stderr
 
 
-def test_an_interrupted_command_leaves_as_shells_expect(monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [KeyboardInterrupt(), BaseExceptionGroup("", [BaseExceptionGroup("", [KeyboardInterrupt()]), OSError("so what")])],
+    ids=["alone", "in nurseries"],
+)
+def test_an_interrupted_command_leaves_as_shells_expect(monkeypatch, error):
     @click.command()
     def fail() -> None:
-        raise KeyboardInterrupt
+        raise error
 
     monkeypatch.setattr(app.LazyGroup, "get_command", lambda self, ctx, name: fail)
-    assert invoke("version").exit_code == ExitCode.INTERRUPTED == 130
+    result = invoke("version")
+    assert result.exit_code == ExitCode.INTERRUPTED == 130
+    assert result.stderr.strip() == ""
 
 
 def test_a_closed_pipe_is_no_news():
