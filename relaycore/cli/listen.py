@@ -20,8 +20,8 @@ import click
 import trio
 
 from ..client.connection import Connection
-from ..client.invitation import Accept, AcceptHandler, IncomingConnection, Reject
-from ..client.listener import Listener, open_listener
+from ..client.invitation import Accept, IncomingConnection, Reject
+from ..client.listener import DEFAULT_BACKLOG, Listener, open_listener
 from ..client.status import ListenerEvent, Offline, Online, Reconnecting
 from ..errors import ConfigError, RelayError
 from ..trace import LogWriter, redact
@@ -109,17 +109,20 @@ def command(
         if not quiet:
             writer.put_nowait(redact(f"relaycore: {' '.join(text.split())}"))
 
+    door = _Door()
+
     async def act() -> None:
         async with open_listener(
             connection_string,
             path=path,
-            accept=_only_one() if uses_stdio else None,
+            accept=door.decide,
             token=token,
             ssl_context=ssl_context,
             wait_online=False,
+            backlog=1 if uses_stdio else DEFAULT_BACKLOG,
         ) as listener:
             where = f"{path or connection_string.entity_path} at {connection_string.base_url}"
-            await _Listening(listener, job, say, where).run()
+            await _Listening(listener, door, job, say, where).run()
 
     try:
         run(act)
@@ -142,25 +145,26 @@ def _split(words: str | None) -> tuple[str, ...]:
     return found
 
 
-def _only_one() -> AcceptHandler:
-    """Takes the first sender and turns the others away."""
-    is_taken = False
+class _Door:
+    """Lets senders in until it is shut.
 
-    def decide(incoming: IncomingConnection) -> Accept | Reject:
-        nonlocal is_taken
-        if is_taken:
-            return Reject(503, "This listener takes one connection only")
-        is_taken = True
-        return Accept()
+    With ``--stdio`` the connection that was taken shuts it. The one that was let in first would not do: it may have
+    left again before it got through. Until one is taken, a backlog of one connection keeps the others out.
+    """
 
-    return decide
+    def __init__(self) -> None:
+        self.is_shut = False
+
+    def decide(self, _: IncomingConnection) -> Accept | Reject:
+        return Reject(503, "This listener takes one connection only") if self.is_shut else Accept()
 
 
 class _Listening:
     """One run of the command, on an open listener."""
 
-    def __init__(self, listener: Listener, job: _Job, say: Callable[[str], None], where: str) -> None:
+    def __init__(self, listener: Listener, door: _Door, job: _Job, say: Callable[[str], None], where: str) -> None:
         self._listener = listener
+        self._door = door
         self._job = job
         self._say = say
         self._where = where
@@ -203,6 +207,7 @@ class _Listening:
 
     async def _take_one(self) -> None:
         async with await self._listener.accept() as connection:
+            self._door.is_shut = True
             self._say(f"connection from {_remote(connection)}")
             await copy_standard_streams(
                 connection, self._job.form, StandardInput(), StandardOutput(), ends_together=os.isatty(0)

@@ -107,6 +107,17 @@ async def test_the_listener_may_end_first(environ):
         assert bytes(listener.out) == b"late"
 
 
+async def test_an_interrupted_sender_leaves_without_a_word(environ):
+    async with run_program("listen", "demo", environ=environ) as listener:
+        await listener.wait_err("online")
+        async with run_program("send", "demo", environ=environ) as sender:
+            await sender.write(b"a")
+            await sender.wait_out("a")
+            sender.signal(signal.SIGINT)
+            assert await sender.exit_code() == ExitCode.INTERRUPTED
+            assert bytes(sender.err) == b""
+
+
 async def test_one_connection_only_for_standard_streams(environ):
     async with run_program("listen", "demo", "--stdio", environ=environ) as listener:
         await listener.wait_err("online")
@@ -115,6 +126,33 @@ async def test_one_connection_only_for_standard_streams(environ):
             code, _, err = await finish("send", "demo", environ=environ)
             assert code == ExitCode.REFUSED
             assert "takes one connection only" in err
+
+
+async def test_a_sender_that_left_is_not_the_one_connection(relay, environ):
+    async with run_program("listen", "demo", "--stdio", "-v", stdin=subprocess.DEVNULL, environ=environ) as listener:
+        await listener.wait_err("online: ")
+        listener.signal(signal.SIGSTOP)  # so that the sender has left before its invitation is read
+        with trio.move_on_after(0.2):
+            async with relaycore.open_stream(relay.connection_string("demo")):
+                pytest.fail("accepted by a process that is stopped")
+        listener.signal(signal.SIGCONT)
+        await listener.wait_err("the rendezvous for")  # ... failed
+        assert await finish("send", "demo", data=b"x", environ=environ) == (0, b"", "")
+        assert await listener.exit_code() == 0
+        assert bytes(listener.out) == b"x"
+
+
+async def test_a_relay_that_stops_is_no_end_of_data(relay, environ):
+    """A file that was cut off must not look complete, on either side."""
+    async with run_program("listen", "demo", "--stdio", environ=environ) as listener:
+        await listener.wait_err("online: ")
+        async with run_program("send", "demo", environ=environ) as sender:
+            await sender.write(b"all but the end")
+            await listener.wait_out("all but the end")
+            await relay.server.stop(5)
+            assert await sender.exit_code() == ExitCode.CONNECTION
+            assert await listener.exit_code() == ExitCode.CONNECTION
+            assert "closed with 1001: The relay is shutting down" in sender.err.decode()
 
 
 async def test_on_a_terminal_the_other_side_s_end_is_enough(environ):
