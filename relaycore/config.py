@@ -162,8 +162,9 @@ class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     pool_buffers: Count = 4_096
     """Receive buffers shared by all sessions. A direction borrows one from receive to complete send, so each reader
-    that does not read keeps one; while none is free, sessions stop reading. 4096 are 256 MiB that are touched only
-    when that many directions are stalled at once; a small machine may take fewer."""
+    that does not read keeps one; while none is free, sessions go on with a reserve of 4 KiB ones, four for each, and
+    then stop reading. 4096 are 256 MiB, and a quarter more for the reserve, touched only when that many directions are
+    stalled at once; a small machine may take fewer."""
 
     pool_buffer_bytes: Annotated[int, Meta(ge=4_096, le=1 << 20)] = 65_536
     """Bytes read per turn. 64 KiB fills a pipe; more raises bulk throughput and makes small streams wait."""
@@ -341,6 +342,8 @@ def _from_file(path: Path, known: Mapping[str, Setting]) -> _Found:
     found: _Found = {}
     for section, table in document.items():
         if section not in sections:
+            if not isinstance(table, dict) and (homes := [key for key in known if key.endswith(f".{section}")]):
+                raise ConfigError(f"stands in no section; the nearest is {homes[0]}", source=str(path), key=section)
             raise _unknown(section, sections, source=str(path), key=section, kind="section")
         if not isinstance(table, dict):
             raise ConfigError(f"expected a table, written as [{section}]", source=str(path), key=section)

@@ -126,6 +126,7 @@ def test_the_protocol_s_numbers_are_the_defaults():
     [
         ("[server]\nprot = 1\n", "server.prot", "nearest is port"),
         ("[servr]\nport = 1\n", "servr", "nearest is server"),
+        ("port = 1\n", "port", "nearest is server.port"),
         ("[limits]\npool_bufers = 1\n", "limits.pool_bufers", "nearest is pool_buffers"),
         ("[server]\nport = '80'\n", "server.port", "expected int"),
         ("[server]\nport = 65536\n", "server.port", "<= 65535"),
