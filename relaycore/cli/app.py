@@ -102,6 +102,8 @@ class LazyGroup(click.Group):
 
 def _report(error: BaseException, *, with_traceback: bool) -> ExitCode:
     """Say what went wrong on standard error and choose the exit code."""
+    import ssl
+
     from ..errors import Refused, RelayError
     from ..trace import redact
     from .exits import ExitCode, exit_code_for, leaves
@@ -124,6 +126,8 @@ def _report(error: BaseException, *, with_traceback: bool) -> ExitCode:
     hint = "" if is_expected or with_traceback else " (relaycore --debug ... shows where)"
     if isinstance(worst, Refused) and worst.tracking_id:
         hint = f" (tracking id {worst.tracking_id})"
+    elif isinstance(worst.__cause__, ssl.SSLCertVerificationError):
+        hint = "; for a certificate of your own authority, name the authority's with --cafile"
     click.echo(redact(f"relaycore: {' '.join(text.split())}{hint}"), err=True)
     return exit_code_for(worst)
 
@@ -135,15 +139,20 @@ def _leave_quietly() -> NoReturn:
     sys.exit(141)
 
 
-def called_as() -> str:
-    """How this program was called, ready to paste into a shell."""
+def called_as(*, from_anywhere: bool = False) -> str:
+    """How this program was called, ready to paste into a shell.
+
+    Args:
+      from_anywhere: for a shell whose working directory may be another than ours.
+    """
+    shown = os.path.abspath if from_anywhere else _short
     program = sys.argv[0]
     if program.endswith("__main__.py"):
-        return f"{shlex.quote(_short(sys.executable))} -m relaycore"
+        return f"{shlex.quote(shown(sys.executable))} -m relaycore"
     found = shutil.which(Path(program).name)
     if found is not None and Path(program).exists() and os.path.samefile(found, program):
         return Path(program).name
-    return shlex.quote(_short(program))
+    return shlex.quote(shown(program))
 
 
 def _short(path: str) -> str:

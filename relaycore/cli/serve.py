@@ -199,7 +199,7 @@ def _words(server: Server, config: Config, announcement: _Announcement) -> str:
     lines = [f"relaycore listens on {server.base_url}, store {store_path(config)}"]
     found = _connection_string(server, config) if announcement.shows_connection_string else None
     if found is not None:
-        program = called_as()
+        program = called_as(from_anywhere=True)
         lines += [
             "",
             "Connection string of this relay, with its root key (keep it to yourself):",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import ssl
 import subprocess
 import sys
 import time
@@ -159,6 +160,17 @@ def test_an_interrupted_command_leaves_as_shells_expect(monkeypatch, error):
     assert result.stderr.strip() == ""
 
 
+def test_an_untrusted_certificate_is_told_the_way_out(monkeypatch):
+    @click.command()
+    def fail() -> None:
+        raise errors.ConnectionLost("TLS with localhost failed") from ssl.SSLCertVerificationError()
+
+    monkeypatch.setattr(app.LazyGroup, "get_command", lambda self, ctx, name: fail)
+    result = invoke("version")
+    assert result.exit_code == ExitCode.CONNECTION
+    assert "--cafile" in result.stderr
+
+
 def test_a_closed_pipe_is_no_news():
     reading, writing = os.pipe()
     os.close(reading)
@@ -181,6 +193,7 @@ def test_the_name_of_the_program_can_be_pasted(monkeypatch, tmp_path):
     program.touch(mode=0o755)
     monkeypatch.setattr(sys, "argv", [str(program)])
     assert called_as() == "'bin/relay core'"  # below the working directory: short, and quoted
+    assert called_as(from_anywhere=True) == f"'{program}'"
     monkeypatch.setenv("PATH", str(program.parent))
     assert called_as() == "relay core"  # found by its bare name
     monkeypatch.setattr(sys, "argv", ["/elsewhere/relaycore/__main__.py"])
