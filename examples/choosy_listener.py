@@ -22,9 +22,12 @@ def decide(incoming: relaycore.IncomingConnection) -> relaycore.Accept | relayco
 
 async def greet(connection: relaycore.Connection) -> None:
     async with connection.messages() as messages:
-        await messages.send(f"welcome to {connection.suffix}")
-        async for message in messages:
-            await messages.send(message)
+        try:
+            await messages.send(f"welcome to {connection.suffix}")
+            async for message in messages:
+                await messages.send(message)
+        except trio.BrokenResourceError:
+            print(f"{connection.tracking_id}: the sender is gone")
 
 
 async def report(events: relaycore.EventStream) -> None:

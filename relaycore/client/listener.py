@@ -95,7 +95,8 @@ class Listener(trio.abc.Listener[Connection]):
 
     It is a `trio.abc.Listener`: ``await listener.accept()``, or ``trio.serve_listeners(handler, [listener])``. Mind
     that the latter cuts a connection that its handler has left open, which the other side sees as a loss: begin
-    handlers with ``async with connection:``.
+    handlers with ``async with connection:``. And it ends with the first exception that leaves a handler: catch
+    `trio.BrokenResourceError` there, which every sender that is lost raises.
     """
 
     def __init__(self, settings: _Settings) -> None:

@@ -65,6 +65,9 @@ async def test_the_choosy_listener(relay: Relay, capsys: pytest.CaptureFixture[s
             assert await messages.receive() == "welcome to kitchen"
             await messages.send("knock")
             assert await messages.receive() == "knock"
+            await trio.aclose_forcefully(stream)
+        async with relaycore.open_stream(text, suffix="hall") as stream:  # the loss of one ends nothing else
+            assert await stream.messages().receive() == "welcome to hall"
         nursery.cancel_scope.cancel()
     assert "Online" in capsys.readouterr().out
 
