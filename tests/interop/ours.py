@@ -51,7 +51,7 @@ class Channel:
         await trio.aclose_forcefully(self._connection)
 
     def _end(self) -> Ended:
-        # The library takes 1000, 1001 and none for an orderly end alike and does not tell which; its leg knows.
+        # The library takes 1000 and none for an orderly end alike and does not tell which; its leg knows.
         close = self._connection._leg.close_received
         return Ended() if close is None else Ended(close.code or 1005, close.reason)
 
