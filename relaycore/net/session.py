@@ -332,14 +332,12 @@ class Session:
     async def _send_control_locked(self, direction: Direction) -> None:
         if self._is_torn[direction]:
             return
-        buffer = await self._pool.borrow()
-        try:
-            step = self._brain.control(direction, buffer)
-            if step.output:
-                await self._send(direction, step.output)
-            await self._half_close_raw(direction, step.events)
-        finally:
-            self._pool.give_back(buffer)
+        # Never a buffer of the pool: the caller may hold one, and a pool that slow readers have emptied would keep back
+        # the Close by which they are sent away.
+        step = self._brain.control(direction, self._pool.scratch)
+        if step.output:
+            await self._send(direction, memoryview(bytes(step.output)))
+        await self._half_close_raw(direction, step.events)
         if self._is_all_sent(direction):
             self._end(EndReason.CLOSED, CloseBy.RELAY)
             self._scope.cancel()
