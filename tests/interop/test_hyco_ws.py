@@ -50,7 +50,8 @@ async def test_a_retry_storm_stays_cheap_and_harms_nobody(relay: RunningRelay) -
             cpu_seconds = time.process_time() - started
         assert counts["refused"] <= limits.refusals_burst + limits.refusals_per_second_per_source * (STORM_SECONDS + 1)
         assert counts["refused"] + counts["cut"] > limits.refusals_burst
-        assert cpu_seconds < STORM_SECONDS / 2  # of this process, in which the relay runs beside the test
+        # How many attempts come depends on the machine; what one costs us, beside what it costs Node, does not.
+        assert cpu_seconds < 1.5 * counts["cpu_seconds"]
         while relay.server.statistics().open_connections:
             await trio.sleep(0.01)
         assert relay.server.check_consistency() == []

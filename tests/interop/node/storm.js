@@ -2,7 +2,8 @@
 // A listener whose listen is always refused, for RELAY_STORM_SECONDS: hyco-ws tries again at once, twice per failure.
 //
 // Environment: RELAY_URL, RELAY_KEY_NAME and RELAY_KEY (a key the relay does not know), RELAY_STORM_SECONDS.
-// Reports: storming (after the first failure), ended {refused, cut}: attempts answered with a status, and cut without any.
+// Reports: storming (after the first failure), ended {refused, cut, cpu_seconds}: attempts answered with a status and cut
+// without any, and what they have cost here.
 
 const { hyco, makeToken, report } = require('./peer');
 
@@ -16,6 +17,7 @@ server.on('error', (error) => {
 });
 
 setTimeout(() => {
-  report('ended', counts);
+  const { user, system } = process.cpuUsage();
+  report('ended', { ...counts, cpu_seconds: (user + system) / 1e6 });
   process.exit(0);
 }, 1000 * Number(process.env.RELAY_STORM_SECONDS));
