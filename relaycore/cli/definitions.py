@@ -8,6 +8,7 @@ namespace, no switches for single kinds of sender.
 from __future__ import annotations
 
 import functools
+import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -467,7 +468,7 @@ async def open_store(config: Config) -> SqliteStore:
             rules_per_level=config.limits.rules_per_level,
         )
     except ServerBusy as error:
-        raise StartupError(f"{path}: {error.message}", ExitCode.STORE_LOCKED) from error
+        raise _cannot_use(path, error) from error
     except ConfigError as error:
         raise StartupError(str(error), ExitCode.STORE_UNUSABLE) from error
     async with AsyncExitStack() as until_it_is_usable:
@@ -475,9 +476,16 @@ async def open_store(config: Config) -> SqliteStore:
         try:
             await store.ensure_namespace(config.namespace.name, config.namespace.hosts or None)
         except ServerBusy as error:
-            raise StartupError(f"{path}: {error.message}", ExitCode.STORE_LOCKED) from error
+            raise _cannot_use(path, error) from error
         until_it_is_usable.pop_all()
     return store
+
+
+def _cannot_use(path: str, error: ServerBusy) -> StartupError:
+    """For whoever starts a relay: another process has the store, or waiting will not help, as with a full disk."""
+    code = getattr(error.__cause__, "sqlite_errorcode", sqlite3.SQLITE_BUSY) & 0xFF  # the rest is its variety
+    is_held = code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+    return StartupError(f"{path}: {error.message}", ExitCode.STORE_LOCKED if is_held else ExitCode.STORE_UNUSABLE)
 
 
 _WILDCARDS: Final = ("0.0.0.0", "::", "")

@@ -314,7 +314,7 @@ def test_a_store_that_another_process_holds(invoke, monkeypatch):
 
 
 def test_a_store_that_cannot_be_written(invoke, tmp_path):
-    for path in ("/proc/relay.db", str(tmp_path)):
+    for path in ("/proc/relay.db", str(tmp_path), "/dev/full"):
         result = invoke("serve", *PORT_0, "--store", path)
         assert result.exit_code == ExitCode.STORE_UNUSABLE
         assert path in one_line(result)
