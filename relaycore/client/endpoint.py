@@ -48,7 +48,10 @@ def resolve_endpoint(
         connection_string = parse_connection_string(connection_string)
     path = (path if path is not None else connection_string.entity_path or "").strip("/")
     if not path:
-        raise ConfigError("no hybrid connection is named: put EntityPath into it, or give path=", key="EntityPath")
+        raise ConfigError(
+            "no hybrid connection is named: put EntityPath into the connection string, or give its path beside it",
+            key="EntityPath",
+        )
     if ssl_context is not None and cafile is not None:
         raise ConfigError("give ssl_context or cafile, not both", key="cafile")
     if ssl_context is not None and (ssl_context.verify_mode is not ssl.CERT_REQUIRED or not ssl_context.check_hostname):
