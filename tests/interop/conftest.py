@@ -68,17 +68,17 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-async def relay() -> AsyncIterator[RunningRelay]:
-    async with run_relay() as running:
-        yield running
+async def running() -> AsyncIterator[RunningRelay]:
+    async with run_relay() as relay:
+        yield relay
 
 
 @pytest.fixture
-def plain_target(relay: RunningRelay) -> Target:
-    return relay.target
+def plain_target(running: RunningRelay) -> Target:
+    return running.target
 
 
 @pytest.fixture(params=["ws", "wss"])
 async def target(request: pytest.FixtureRequest, certificate: Path) -> AsyncIterator[Target]:
-    async with run_relay(certificate if request.param == "wss" else None) as running:
-        yield running.target
+    async with run_relay(certificate if request.param == "wss" else None) as relay:
+        yield relay.target

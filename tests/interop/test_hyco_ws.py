@@ -13,6 +13,8 @@ from interop.payloads import described
 from interop.peers import DEFAULT_PLAN, Peer, Target, hyco_ws_listener, hyco_ws_sender, node_command, run_peer
 from interop.relay import RunningRelay
 
+from relaycore.config import LimitsConfig
+
 pytestmark = pytest.mark.interop
 
 STORM_SECONDS = 3.0
@@ -33,17 +35,17 @@ async def refused_listener(target: Target) -> AsyncIterator[Peer]:
         yield peer
 
 
-async def test_a_retry_storm_stays_cheap_and_harms_nobody(relay: RunningRelay) -> None:
+async def test_a_retry_storm_stays_cheap_and_harms_nobody(running: RunningRelay) -> None:
     """spec 18: hyco-ws answers a failed listen with two new ones at once; few are answered, a good pair goes on."""
     plan = DEFAULT_PLAN | {
         "messages": [{"kind": "binary", "bytes": 64}] * ROUND_TRIPS,
         "close": {"code": 1000, "reason": ""},
     }
-    limits = relay.config.limits
+    limits = LimitsConfig()
     with trio.fail_after(60):
-        async with hyco_ws_listener(relay.target, "echo"), refused_listener(relay.target) as storm:
+        async with hyco_ws_listener(running.target, "echo"), refused_listener(running.target) as storm:
             started = time.process_time()
-            async with hyco_ws_sender(relay.target, "echo", "", plan) as sender:
+            async with hyco_ws_sender(running.target, "echo", "", plan) as sender:
                 await sender.wait("close")
                 assert sender.all("message") == described(plan["messages"])
             counts = await storm.wait("ended")
@@ -52,9 +54,9 @@ async def test_a_retry_storm_stays_cheap_and_harms_nobody(relay: RunningRelay) -
         assert counts["refused"] + counts["cut"] > limits.refusals_burst
         # How many attempts come depends on the machine; what one costs us, beside what it costs Node, does not.
         assert cpu_seconds < 1.5 * counts["cpu_seconds"]
-        while relay.server.statistics().open_connections:
+        while running.relay.server.statistics().open_connections:
             await trio.sleep(0.01)
-        assert relay.server.check_consistency() == []
+        assert running.relay.server.check_consistency() == []
 
 
 async def test_the_header_named_0_is_tolerated(plain_target: Target) -> None:
@@ -84,16 +86,15 @@ async def test_a_listener_that_closed_gets_no_more_senders(plain_target: Target)
                 assert (await sender.wait("refused"))["status"] == 404
 
 
-async def test_a_listener_comes_back_after_the_relay_closed_its_channel(relay: RunningRelay) -> None:
+async def test_a_listener_comes_back_after_the_relay_closed_its_channel(running: RunningRelay) -> None:
     """spec 6.5: hyco-ws reconnects by itself when its control channel ends, and then gets senders again."""
     with trio.fail_after(30):
-        async with hyco_ws_listener(relay.target, "echo") as listener:
-            namespace = relay.server.namespace.name
-            await relay.server.store.delete_entity(namespace, "echo")
+        async with hyco_ws_listener(running.target, "echo") as listener:
+            await running.relay.delete_entity("echo")
             await listener.wait("error")  # its next attempt finds no such endpoint
-            await relay.server.store.create_entity(namespace, "echo")
+            await running.relay.create_entity("echo")
             await listener.wait("listening", 2)
             plan = DEFAULT_PLAN | {"messages": [{"kind": "text", "bytes": 5}], "close": {"code": 1000, "reason": ""}}
-            async with hyco_ws_sender(relay.target, "echo", "", plan) as sender:
+            async with hyco_ws_sender(running.target, "echo", "", plan) as sender:
                 await sender.wait("close")
                 assert sender.all("message") == described(plan["messages"])
