@@ -144,6 +144,18 @@ class Registry:
         self._where[listener] = key
         return tuple(entry for entry in post.reserve if entry.id == listener.id)
 
+    def find_overdue(self, namespace: str, entity_path: str, listener: ListenerEntry) -> ListenerEntry | None:
+        """The channel that has to be closed before ``listener`` fits in; ``None`` when there is room in the reserve.
+
+        It is the oldest of a full reserve: asked for a sign of life long ago, and nothing was heard from it. A listener
+        behind a link that keeps breaking leaves one channel there each time, and must not lock itself out with them.
+        """
+        post = self._posts.get(_key(namespace, entity_path))
+        if post is None or not post.reserve:
+            return None
+        doubtful = sum(entry.id == listener.id for entry in post.current)
+        return post.reserve[0] if doubtful and len(post.reserve) + doubtful > self._max_per_entity else None
+
     def deregister(self, listener: ListenerEntry) -> bool:
         """Let a listener go; it is not chosen any more. Returns: whether it was there; a second time does nothing.
 

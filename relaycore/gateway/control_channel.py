@@ -28,7 +28,7 @@ from ..wire.handshake import build_101, check_upgrade
 from ..wire.http1 import RequestHead
 from ..wire.messages import RenewToken, parse_from_listener
 from ..wire.status import is_guid
-from .state import Gateway, Peer
+from .state import Gateway, Peer, shutting_down
 
 if TYPE_CHECKING:
     from .relay_stream import Waiter
@@ -67,6 +67,7 @@ class ControlChannel:
         self._nursery: trio.Nursery | None = None
         # Shared: what is to be sent, in order, and who has an accept under way here.
         self._queue: deque[str | Ping] = deque()
+        self._room = trio.lowlevel.ParkingLot()
         self._is_sending = False
         self._closing: tuple[int, str] | None = None
         self._is_doubted = False
@@ -82,7 +83,8 @@ class ControlChannel:
     def doubt_nowait(self) -> None:
         """Ask for a sign of life: another channel has come with the same id, so this one may have died unnoticed."""
         self._is_doubted = True
-        self._send_soon(Ping(b""))
+        if not (self._queue and isinstance(self._queue[0], Ping)):
+            self._send_soon(Ping(b""))
 
     def offer_nowait(self, text: str) -> bool:
         """Queue a control message.
@@ -90,10 +92,27 @@ class ControlChannel:
         Returns: False when the channel is closing, or so many messages wait that the listener cannot be reading;
         another listener is the better choice then.
         """
-        if self._closing is not None or len(self._queue) >= self._gateway.config.limits.control_queue:
+        if self._closing is not None or self._is_full:
             return False
         self._send_soon(text)
         return True
+
+    def withdraw_nowait(self, text: str) -> None:
+        """Take back a message that has not left yet; nobody waits for what it would bring."""
+        try:
+            self._queue.remove(text)
+        except ValueError:
+            return
+        self._room.unpark()
+
+    async def wait_room(self) -> None:
+        """Wait until a message may fit in, or the channel is closing; served in the order of coming."""
+        while self._closing is None and self._is_full:
+            await self._room.park()
+
+    @property
+    def _is_full(self) -> bool:
+        return len(self._queue) >= self._gateway.config.limits.control_queue
 
     def close_nowait(self, code: int, text: str) -> None:
         """Stop offering, send Close, and end the channel when that is answered or ``timeouts.close`` has passed."""
@@ -110,7 +129,7 @@ class ControlChannel:
         Returns: who ended it and why, for the log. The stream is left to the caller.
         """
         self._leg = leg
-        outcome = (CloseBy.RELAY, "internal error")
+        outcome = (CloseBy.RELAY, "our Close was not answered")
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
@@ -174,6 +193,8 @@ class ControlChannel:
                     return await self._on_close(code, reason)
                 case Pong() | _:
                     pass
+            # One message a turn: thousands of them fit into one read, and the other connections have a turn as well.
+            await trio.lowlevel.checkpoint()
 
     async def _on_close(self, code: int | None, reason: str) -> tuple[CloseBy, str]:
         by = CloseBy.LISTENER if self._closing is None else CloseBy.RELAY
@@ -253,6 +274,9 @@ class ControlChannel:
         try:
             while self._queue and self._closing is None:
                 item = self._queue.popleft()
+                self._room.unpark()
+                if not self._queue:
+                    self._room.unpark_all()  # one that was woken may have left without using its room
                 if isinstance(item, Ping):
                     await self._leg.send_ping(item.payload)
                 else:
@@ -308,6 +332,7 @@ class ControlChannel:
 
     def _deregister(self) -> None:
         self._gateway.registry.deregister(self.entry)
+        self._room.unpark_all()
         waiters, self.waiters = self.waiters, set()
         for waiter in waiters:
             waiter.channel_lost()
@@ -371,6 +396,8 @@ async def serve_listener(gateway: Gateway, peer: Peer, head: RequestHead, addres
     upgrade = check_upgrade(head)
     namespace = gateway.namespace_for(head)
     path = await _find_or_create_entity(gateway, namespace, head, address)
+    if gateway.is_stopping:
+        raise shutting_down()
     namespace = gateway.namespace_for(head)
     entity = namespace.get_entity(path)
     if entity is None:
@@ -391,6 +418,9 @@ async def serve_listener(gateway: Gateway, peer: Peer, head: RequestHead, addres
         tracking_id=tracking_id,
     )
     entry = channel.entry
+    while (ghost := gateway.registry.find_overdue(namespace.name, entity.path, entry)) is not None:
+        assert isinstance(ghost.handle, ControlChannel)
+        ghost.handle.close_nowait(1001, "Another channel with the same id has come")
     for older in gateway.registry.register(namespace.name, entity.path, entry):
         assert isinstance(older.handle, ControlChannel)
         older.handle.doubt_nowait()
@@ -406,6 +436,7 @@ async def serve_listener(gateway: Gateway, peer: Peer, head: RequestHead, addres
         except trio.BrokenResourceError:
             return
         registered = True
+        by, cause = CloseBy.RELAY, "cut"
         gateway.trace.emit(
             LISTENER_REGISTERED,
             tracking_id=tracking_id,

@@ -24,7 +24,7 @@ from ..wire.messages import RemoteEndpoint
 from . import atom
 from .control_channel import serve_listener
 from .relay_stream import serve_rendezvous, serve_sender
-from .state import Gateway, Peer
+from .state import Gateway, Peer, shutting_down
 
 __all__ = ["FrontDoor", "remote_endpoint"]
 
@@ -140,7 +140,7 @@ class FrontDoor:
 
     async def _dispatch(self, head: RequestHead) -> bool:
         if self._gateway.is_stopping:
-            raise Refused("The relay is shutting down", http_status=503, reason=RefusalReason.SHUTTING_DOWN)
+            raise shutting_down()
         if not is_hybrid_target(head.target):
             return await self._serve_plain(head)
         self._address = address = parse_target(head.target)

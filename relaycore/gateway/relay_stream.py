@@ -40,7 +40,7 @@ from ..wire.handshake import UpgradeRequest, build_101, check_upgrade, connect_h
 from ..wire.http1 import RequestHead, build_response
 from ..wire.messages import Accept, encode_accept
 from .control_channel import ControlChannel
-from .state import Gateway, Peer
+from .state import SHUTDOWN_TEXT, Gateway, Peer, deleted_text, shutting_down
 
 __all__ = ["LiveSession", "Waiter", "serve_rendezvous", "serve_sender"]
 
@@ -66,7 +66,8 @@ class Refusal:
 
 
 class _Lost(enum.Enum):
-    CHANNEL = enum.auto()
+    CHANNEL = enum.auto()  # it closes, or has gone
+    BUSY = enum.auto()  # its queue is full
 
 
 class Waiter:
@@ -188,6 +189,7 @@ class _Sender:
         gateway = self._gateway
         allowed, disallowed = parse_listener_filter(self._head.headers)
         asked: set[ListenerEntry] = set()
+        busy: list[ListenerEntry] = []
         while True:
             try:
                 entry = gateway.registry.choose(
@@ -199,7 +201,14 @@ class _Sender:
                     rng=gateway.rng,
                 )
             except NoListener as none:
-                return none
+                if not busy:
+                    return none
+                # Nobody better is there: a crowd that comes at once fills the queue of a listener that reads well.
+                entry = busy.pop(gateway.rng.randrange(len(busy)))
+                assert isinstance(entry.handle, ControlChannel)
+                await entry.handle.wait_room()
+                asked.discard(entry)
+                continue
             asked.add(entry)
             channel = entry.handle
             assert isinstance(channel, ControlChannel)
@@ -211,7 +220,9 @@ class _Sender:
                     return Rejected(description, http_status=status)
                 case Refused():
                     return outcome
-                case _:
+                case _Lost.BUSY:
+                    busy.append(entry)
+                case _Lost.CHANNEL:
                     continue
 
     async def _offer(self, channel: ControlChannel) -> HandOver | Refusal | Refused | _Lost:
@@ -219,7 +230,7 @@ class _Sender:
         gateway = self._gateway
         waiter = Waiter()
         if gateway.is_stopping:
-            return ServerBusy("The relay is shutting down", reason=RefusalReason.SHUTTING_DOWN)
+            return shutting_down()
         try:
             pending = gateway.rendezvous.mint(
                 waiter,
@@ -232,6 +243,7 @@ class _Sender:
             )
         except ServerBusy as busy:
             return busy
+        message = ""
         try:
             message = encode_accept(
                 Accept(
@@ -255,7 +267,7 @@ class _Sender:
                     reason=RefusalReason.HEAD_TOO_LARGE,
                 )
             if not channel.offer_nowait(message):
-                return _Lost.CHANNEL
+                return _Lost.BUSY if channel.is_open else _Lost.CHANNEL
             channel.waiters.add(waiter)
             gateway.waiters.add(waiter)
             gateway.trace.emit(
@@ -266,6 +278,7 @@ class _Sender:
             )
             return await waiter.wait()
         finally:
+            channel.withdraw_nowait(message)
             channel.waiters.discard(waiter)
             gateway.waiters.discard(waiter)
             self._let_go(pending, waiter)
@@ -354,6 +367,10 @@ async def _join(
         )
         live = LiveSession(session, namespace, entity.path, tracking_id)
         gateway.sessions.add(live)
+        # Between the rendezvous and here nobody knew of it, so what closes sessions may have passed it by.
+        if gateway.is_stopping or not gateway.is_current(namespace, entity):
+            text = SHUTDOWN_TEXT if gateway.is_stopping else deleted_text(entity.path)
+            session.close_nowait(1001, gateway.close_reason(text, tracking_id).encode())
         # The listener's connection has left its own task and is counted here.
         gateway.open_connections += 1
         started = trio.current_time()

@@ -24,7 +24,7 @@ import trio
 
 from ..broker.model import Namespace, endpoint_not_found, fold
 from ..config import Config, default_store_path
-from ..errors import ConfigError, ServerBusy
+from ..errors import ConfigError
 from ..net.accept import TlsContext, open_listeners
 from ..net.linger import cut
 from ..store.base import Change, ChangeKind, Store
@@ -42,11 +42,10 @@ from ..trace import (
     TLS_RELOADED,
     Trace,
 )
-from ..vocab import RefusalReason
 from .control_channel import ControlChannel
 from .front_door import FrontDoor, remote_endpoint
 from .relay_stream import Waiter
-from .state import Gateway, Peer
+from .state import SHUTDOWN_TEXT, Gateway, Peer, deleted_text, shutting_down
 
 __all__ = ["Server", "ServerStatistics", "serve"]
 
@@ -265,13 +264,14 @@ class _ChangeWatcher:
             self._close_entity(change.namespace, change.entity_path)
 
     def _close_entity(self, namespace: str, path: str) -> None:
-        text = f"The endpoint was deleted: {path}"
-        for entry in self._gateway.registry.listeners(namespace, path):
-            assert isinstance(entry.handle, ControlChannel)
-            entry.handle.close_nowait(_GOING_AWAY, text)
+        text = deleted_text(path)
+        # The senders first: one that loses its channel would look for another listener, and be told that there is none.
         for pending in self._gateway.rendezvous.waiting(namespace, path):
             assert isinstance(pending.sender, Waiter)
             pending.sender.refuse(endpoint_not_found(path))
+        for entry in self._gateway.registry.listeners(namespace, path):
+            assert isinstance(entry.handle, ControlChannel)
+            entry.handle.close_nowait(_GOING_AWAY, text)
         for live in list(self._gateway.sessions):
             if live.namespace == namespace and fold(live.entity_path) == fold(path):
                 reason = self._gateway.close_reason(text, live.tracking_id)
@@ -325,13 +325,12 @@ class _Running:
             await listener.aclose()
         if not drain_timeout:
             return
-        text = "The relay is shutting down"
         for waiter in list(gateway.waiters):
-            waiter.refuse(ServerBusy(text, reason=RefusalReason.SHUTTING_DOWN))
+            waiter.refuse(shutting_down())
         for channel in list(gateway.channels):
-            channel.close_nowait(_GOING_AWAY, text)
+            channel.close_nowait(_GOING_AWAY, SHUTDOWN_TEXT)
         for live in list(gateway.sessions):
-            live.session.close_nowait(_GOING_AWAY, gateway.close_reason(text, live.tracking_id).encode())
+            live.session.close_nowait(_GOING_AWAY, gateway.close_reason(SHUTDOWN_TEXT, live.tracking_id).encode())
         gateway.end_idle_connections()
         with trio.move_on_after(drain_timeout):
             while gateway.open_connections:
@@ -388,7 +387,7 @@ class _Running:
         if self._tls is None:
             return Peer(stream, remote, is_tls=False)
         secured = trio.SSLStream(stream, self._tls.current, server_side=True, https_compatible=True)
-        with trio.move_on_after(self._gateway.config.timeouts.tls_handshake) as handshake:
+        with self._gateway.idle_until(trio.current_time() + self._gateway.config.timeouts.tls_handshake) as handshake:
             try:
                 await secured.do_handshake()
             except trio.BrokenResourceError as error:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -20,7 +20,7 @@ from ..broker.quota import ConnectionQuota, SourceLimiter
 from ..broker.registry import Registry
 from ..broker.rendezvous import RendezvousTable
 from ..config import Config
-from ..errors import EndpointNotFound
+from ..errors import EndpointNotFound, ServerBusy
 from ..net.linger import cut
 from ..net.pool import BufferPool
 from ..net.session import EndReason, SessionResult
@@ -36,7 +36,19 @@ if TYPE_CHECKING:
     from .control_channel import ControlChannel
     from .relay_stream import LiveSession, Waiter
 
-__all__ = ["Gateway", "Peer"]
+__all__ = ["SHUTDOWN_TEXT", "Gateway", "Peer", "deleted_text", "shutting_down"]
+
+SHUTDOWN_TEXT: Final = "The relay is shutting down"
+
+
+def deleted_text(path: str) -> str:
+    """What the Close says to those who were at a hybrid connection that is no more."""
+    return f"The endpoint was deleted: {path}"
+
+
+def shutting_down() -> ServerBusy:
+    """The refusal for whoever comes, or still waits, when the server has begun to stop."""
+    return ServerBusy(SHUTDOWN_TEXT, reason=RefusalReason.SHUTTING_DOWN)
 
 
 @dataclass(slots=True)
@@ -126,6 +138,12 @@ class Gateway:
             raise EndpointNotFound(f"Endpoint does not exist: this relay has no namespace called {host_name(host)}")
         return namespace
 
+    def is_current(self, namespace: str, entity: HybridConnection) -> bool:
+        """Whether a hybrid connection is still there, and not another one of its name."""
+        found = self.store.snapshot.get_namespace(namespace)
+        now = found.get_entity(entity.path) if found is not None else None
+        return now is not None and now.created_at == entity.created_at
+
     def authorize(
         self,
         namespace: Namespace,
@@ -176,9 +194,11 @@ class Gateway:
 
     @contextmanager
     def idle_until(self, deadline: float) -> Iterator[trio.CancelScope]:
-        """A scope for waiting for a request: ends at ``deadline``, or when the server stops."""
+        """A scope for waiting for a handshake or request: ends at ``deadline``, or when the server stops."""
         with trio.CancelScope(deadline=deadline) as scope:
             self._idle.add(scope)
+            if self.is_stopping:
+                scope.cancel()
             try:
                 yield scope
             finally:

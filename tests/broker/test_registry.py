@@ -197,6 +197,20 @@ class TestTheSameIdTwice:
         assert set(registry.listeners("default", "hyco")) == {stale, fresh, other}
         assert registry.check_consistency() == []
 
+    def test_a_full_reserve_names_the_channel_that_is_overdue(self):
+        """failures: half-open link: re-login blocks; the listener behind it must not use up its own places."""
+        registry = Registry(max_per_entity=2)
+        first, second, third, fourth = (entry("a") for _ in range(4))
+        for channel in (first, second, third):
+            assert registry.find_overdue("default", "hyco", channel) is None
+            registry.register("default", "hyco", channel)
+        assert registry.find_overdue("default", "hyco", entry("b")) is None
+        assert registry.find_overdue("default", "hyco", fourth) is first
+        registry.deregister(first)
+        assert registry.find_overdue("default", "hyco", fourth) is None
+        assert registry.register("default", "hyco", fourth) == (second, third)
+        assert registry.check_consistency() == []
+
     def test_the_end_of_the_stale_one_leaves_the_new_one_alone(self):
         registry, (stale,) = filled("a")
         fresh = entry("a")

@@ -197,6 +197,47 @@ async def test_listener_that_comes_back_replaces_its_ghost(relay) -> None:
     assert not ghost.buffer
 
 
+async def test_a_listener_behind_a_breaking_link_does_not_lock_itself_out(start_relay) -> None:
+    """failures: half-open link: re-login blocks, goroutines pile up."""
+    relay = await start_relay(limits=LimitsConfig(listeners_per_entity=3), timeouts=TimeoutsConfig(close=0.1))
+    other = await relay.listen()
+    for _ in range(20):
+        control = await relay.listen(query=f"&sb-hc-id={GUID}")  # the ones before it never say a word
+    with trio.fail_after(5):
+        while relay.server.statistics().listeners > 5:
+            await trio.sleep(0.01)
+    assert relay.server._gateway.registry.count("default", "orders") == 2
+    await control.send(frame(9, b"here"))
+    assert (await control.read_frame()).payload == b"here"
+    assert other is not control
+
+
+async def test_a_flood_on_one_channel_leaves_the_others_their_turns(relay) -> None:
+    """failures: one bulk stream starves the rest."""
+    control = await relay.listen()
+    [channel] = relay.server._gateway.channels
+    most = before = 0
+    with trio.fail_after(20):
+        await control.send(frame(1, b"{") * 5000 + frame(9, b"end"))
+        while channel.messages_ignored < 5000:
+            await trio.lowlevel.checkpoint()
+            most, before = max(most, channel.messages_ignored - before), channel.messages_ignored
+    assert most <= 2
+    assert (await control.read_frame()).payload == b"end"
+
+
+async def test_a_close_that_is_not_answered_is_the_cause_in_the_log(start_relay) -> None:
+    """spec 13: entity deleted: 1001 on the control channel, and the log does not blame the relay."""
+    relay = await start_relay(timeouts=TimeoutsConfig(close=0.1))
+    await relay.listen()
+    await relay.store.delete_entity("default", "orders")
+    with trio.fail_after(5):
+        while relay.server.statistics().listeners:
+            await trio.sleep(0.01)
+    [lost] = relay.named("listener.lost")
+    assert (lost.fields["by"], lost.fields["cause"]) == ("relay", "our Close was not answered")
+
+
 async def test_copied_id_that_lives_gets_its_share_again(relay) -> None:
     """spec 11: two living listeners with one id both get senders."""
     first = await relay.listen(query=f"&sb-hc-id={GUID}")
@@ -266,10 +307,12 @@ async def test_a_slow_reader_fills_a_bounded_queue_only(start_relay) -> None:
         assert answer.status == 404
         await peer.aclose()
 
+    [channel] = relay.server._gateway.channels
     for _ in range(3):
         async with trio.open_nursery() as nursery:
             for _ in range(100):
                 nursery.start_soon(send)
-    [channel] = relay.server._gateway.channels
-    assert len(channel._queue) <= 4
+            await trio.sleep(0.3)
+            assert len(channel._queue) <= 4
+    assert not channel._queue  # who has left takes its message back
     assert control is not None

@@ -8,9 +8,11 @@ import re
 import peers
 import pytest
 import trio
-from peers import close_frame, frame, split_address
+from peers import WirePeer, close_frame, frame, split_address
 
 from relaycore.config import LimitsConfig, ServerConfig, TimeoutsConfig
+from relaycore.store.base import Change, ChangeKind
+from relaycore.trace import Event
 
 GUID = "12345678-1234-1234-1234-1234567890ab"
 
@@ -332,6 +334,53 @@ async def test_deleted_entity_closes_its_sessions(relay) -> None:
         assert b"TrackingId:" in got.payload
         await peer.send(close_frame(1001))
     assert await sender.read_eof() == b""
+
+
+async def test_a_sender_that_waits_learns_that_its_entity_was_deleted(relay) -> None:
+    """spec 12: unknown entity: 404 with `Endpoint does not exist`, also for who waited there when it went."""
+    control = await relay.listen()
+    _, finish = await offer(relay, control)
+    await relay.store.delete_entity("default", "orders")
+    _, answer = await finish()
+    assert (answer.status, answer.reason.startswith("Endpoint does not exist: orders.")) == (404, True)
+
+
+@pytest.mark.parametrize("what", ["deleted", "stopping"])
+async def test_what_closes_sessions_reaches_one_that_is_just_being_made(relay, what: str) -> None:
+    """spec 13: 1001 to both sides, also between the rendezvous and the session."""
+    without = relay.store.snapshot
+    await relay.store.create_entity("default", "late", requires_client_authorization=False)
+
+    def strike(event: Event) -> None:
+        if event.name == "rendezvous.claimed" and what == "stopping":
+            relay.server._gateway.is_stopping = True
+        elif event.name == "rendezvous.claimed":
+            relay.store._publish(without, (Change(ChangeKind.DELETED, "default", "late"),))
+
+    relay.server._gateway.trace.subscribe(strike)
+    for peer in (await relay.join("late"))[1:]:
+        got = await peer.read_frame()
+        assert (got.opcode, got.close_code) == (8, 1001)
+        await peer.send(close_frame(1001))
+
+
+async def test_a_crowd_that_comes_at_once_is_served_in_turn(start_relay) -> None:
+    """failures: thundering herd after a restart; who finds the listener's queue full waits for its room."""
+    relay = await start_relay(limits=LimitsConfig(control_queue=2, refusals_burst=10_000))
+    control = await relay.listen("open")
+    crowd = [await relay.connect() for _ in range(60)]
+    joined: list[int] = []
+
+    async def send(peer: WirePeer) -> None:
+        joined.append((await peer.upgrade("/$hc/open")).status)
+
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            for peer in crowd:
+                nursery.start_soon(send, peer)
+            for _ in crowd:
+                await relay.accept(control)
+    assert joined == [101] * 60
 
 
 async def test_connection_quota_of_a_sender(start_relay) -> None:

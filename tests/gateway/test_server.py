@@ -229,6 +229,20 @@ async def test_definitions_written_by_another_process_arrive(start_relay, tmp_pa
         await other.aclose()
 
 
+async def test_stop_does_not_wait_for_handshakes(start_relay, tmp_path: Path) -> None:
+    """spec 13: relay shutting down; a connection that has asked for nothing does not hold it up."""
+    leaf = trustme.CA().issue_cert("relay.test")
+    leaf.private_key_pem.write_to_path(tmp_path / "key.pem")
+    leaf.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    relay = await start_relay(tls=TlsConfig(cert=str(tmp_path / "cert.pem"), key=str(tmp_path / "key.pem")))
+    silent = await relay.connect()
+    while not relay.server.statistics().open_connections:
+        await trio.sleep(0.01)
+    with trio.fail_after(5):
+        await relay.server.stop()
+    assert await silent.read_eof() == b""
+
+
 async def test_tls_from_end_to_end(start_relay, tmp_path: Path) -> None:
     """spec 7.1: over TLS the rendezvous address is wss with the listener's host, and bytes arrive."""
     ca = trustme.CA()
