@@ -34,14 +34,26 @@ SENDERS = (
 )
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _installed() -> None:
-    missing = [name for name in ("node", "curl", "autobahn") if not (INSTALLED / name / ".stamp").exists()]
+def need(*names: str) -> None:
+    """Skip what a missing peer makes impossible; CI has no excuse."""
+    missing = [name for name in names if not (INSTALLED / name / ".stamp").exists()]
     if missing:
-        message = f"run tests/interop/install.sh first: {', '.join(missing)} not installed"
+        message = f"not installed by tests/interop/install.sh, which says why: {', '.join(missing)}"
         if os.environ.get("CI"):
             pytest.fail(message)
         pytest.skip(message)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _peers_are_installed() -> None:
+    need("node", "curl")
+
+
+@pytest.fixture(scope="session")
+def autobahn() -> Path:
+    """The folder of the Autobahn suite, which needs a Python that not every machine has."""
+    need("autobahn")
+    return INSTALLED / "autobahn"
 
 
 @pytest.fixture(params=LISTENERS, ids=lambda kind: f"to {kind.name}")

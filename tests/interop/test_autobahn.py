@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import trio
 from interop.ours import our_listener
-from interop.peers import INSTALLED, Target
+from interop.peers import Target
 
 pytestmark = pytest.mark.interop
 
@@ -42,7 +42,7 @@ FAILS_BEFORE_THE_ECHO = frozenset({"3.2", "3.3", "3.4", "4.1.3", "4.1.4", "4.1.5
 GROUP_SECONDS = 120.0
 
 
-async def run_suite(url: str, group: str, folder: Path) -> dict[str, dict[str, Any]]:
+async def run_suite(suite: Path, url: str, group: str, folder: Path) -> dict[str, dict[str, Any]]:
     """Run one group of the suite against a URL; returns the suite's verdicts by case id."""
     (folder / "spec.json").write_text(
         json.dumps(
@@ -55,11 +55,11 @@ async def run_suite(url: str, group: str, folder: Path) -> dict[str, dict[str, A
             }
         )
     )
-    python = (INSTALLED / "autobahn" / "python").read_text().strip()
+    python = (suite / "python").read_text().strip()
     result = await trio.run_process(
         [python, "-m", "autobahntestsuite.wstest", "--mode=fuzzingclient", "--spec=spec.json"],
         cwd=folder,
-        env={**os.environ, "PYTHONUSERBASE": str(INSTALLED / "autobahn")},
+        env={**os.environ, "PYTHONUSERBASE": str(suite)},
         capture_stdout=True,
         stderr=subprocess.STDOUT,
         check=False,
@@ -73,11 +73,13 @@ def is_acceptable(case: str, verdict: str) -> bool:
 
 
 @pytest.mark.parametrize(("group", "count"), [pytest.param(g, n, id=f"{g} {title}") for g, title, n in GROUPS])
-async def test_suite_finds_no_failure(plain_target: Target, tmp_path: Path, group: str, count: int) -> None:
+async def test_suite_finds_no_failure(
+    autobahn: Path, plain_target: Target, tmp_path: Path, group: str, count: int
+) -> None:
     """RFC 6455: what a sender sees of the relay and a listener behind it conforms."""
     with trio.fail_after(GROUP_SECONDS):
         async with our_listener(plain_target, "open"):
-            verdicts = await run_suite(plain_target.connect_url("open"), group, tmp_path)
+            verdicts = await run_suite(autobahn, plain_target.connect_url("open"), group, tmp_path)
     bad = {
         case: {**verdict, "report": json.loads((tmp_path / "reports" / verdict["reportfile"]).read_text())["result"]}
         for case, verdict in verdicts.items()
