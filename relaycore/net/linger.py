@@ -28,15 +28,17 @@ async def close_gently(stream: trio.abc.Stream) -> None:
     """End a stream behind what was sent, in at most two seconds.
 
     Closing a socket in whose receive buffer something waits resets the connection, and the reset can overtake what was
-    sent before. So our side ends first, the peer's leavings are read up to a bound, and then it is closed. A TLS stream
-    says its own goodbye instead. A peer that is gone already is no error. A checkpoint.
+    sent before. So our side ends first, the peer's leavings are read up to a bound, and then it is closed. Under TLS
+    that is done with the socket below, whose bytes nobody needs to read any more. A peer that is gone already is no
+    error. A checkpoint.
     """
+    socket = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
     try:
         with trio.move_on_after(_TIMEOUT):
-            if isinstance(stream, trio.SocketStream):
-                await stream.send_eof()
+            if isinstance(socket, trio.SocketStream):
+                await socket.send_eof()
                 budget = _BYTES
-                while budget > 0 and (data := await stream.receive_some(65_536)):
+                while budget > 0 and (data := await socket.receive_some(65_536)):
                     budget -= len(data)
             await stream.aclose()
     except (trio.BrokenResourceError, trio.ClosedResourceError):
