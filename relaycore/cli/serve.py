@@ -39,6 +39,9 @@ _log = logging.getLogger("relaycore.gateway")
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
+_SAME_SIGNAL_S: Final = 0.5
+"""Seconds in which a further signal says the same again: make and timeout pass on what the whole process group gets."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Announcement:
@@ -115,17 +118,17 @@ async def _main(config: Config, announcement: _Announcement) -> ExitCode:
             )
             _warn_of_plain_text(server, config)
             _announce(server, config, announcement)
-            is_stopping = False
+            stopping_since: float | None = None
             async for number in signals:
                 if number == signal.SIGHUP:
                     await _reload(server)
-                elif is_stopping:
+                elif stopping_since is None:
+                    stopping_since = trio.current_time()
+                    nursery.start_soon(_stop, server, nursery.cancel_scope)
+                elif trio.current_time() - stopping_since >= _SAME_SIGNAL_S:
                     code = ExitCode.INTERRUPTED
                     nursery.cancel_scope.cancel()
                     break
-                else:
-                    is_stopping = True
-                    nursery.start_soon(_stop, server, nursery.cancel_scope)
     return code
 
 

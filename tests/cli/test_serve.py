@@ -201,9 +201,24 @@ async def test_a_second_signal_does_not_wait():
             server.signal(signal.SIGINT)
             await server.wait_err("server.stopping")
             started = trio.current_time()
+            await trio.sleep(0.6)
             server.signal(signal.SIGINT)
             assert await server.exit_code() == ExitCode.INTERRUPTED
             assert trio.current_time() - started < 8
+
+
+async def test_a_signal_that_comes_twice_is_one():
+    """make and timeout pass on what the whole process group has got already."""
+    settings = {"RELAYCORE_TIMEOUTS_DRAIN": "1"}
+    async with run_program("serve", *PORT_0, "--json", "--auto-create", environ=settings) as server:
+        environ = {"RELAYCORE_CONNECTION_STRING": (await ready(server))["connection_string"]}
+        async with run_program("listen", "demo", environ=environ) as listener:
+            await listener.wait_err("online")
+            listener.signal(signal.SIGSTOP)
+            server.signal(signal.SIGTERM)
+            await server.wait_err("server.stopping")
+            server.signal(signal.SIGTERM)
+            assert await server.exit_code() == 0
 
 
 def write_pair(authority: trustme.CA, folder, name: str = "relay") -> tuple[str, str]:
