@@ -7,8 +7,8 @@ of section 12, logged with its tracking id, and ever more slowly to a client tha
 
 from __future__ import annotations
 
+import logging
 from ipaddress import ip_address
-from urllib.parse import unquote
 
 import trio
 
@@ -18,7 +18,7 @@ from ..errors import Refused, Rejected, RemoteProtocolError
 from ..net.linger import close_gently
 from ..trace import CONNECTION_REFUSED, INTERNAL_ERROR
 from ..vocab import Action, RefusalReason, Right
-from ..wire.address import Address, is_hybrid_target, parse_target
+from ..wire.address import Address, decode_path, is_hybrid_target, parse_target, split_target
 from ..wire.http1 import Body, EndOfRequest, Headers, RequestHead, RequestReader, build_response
 from ..wire.messages import RemoteEndpoint
 from . import atom
@@ -159,7 +159,7 @@ class FrontDoor:
     async def _serve_plain(self, head: RequestHead) -> bool:
         namespace = self._gateway.namespace_for(head)
         if not atom.is_management_request(head, namespace):
-            path = unquote(head.target.partition("?")[0]).strip("/")
+            path = decode_path(split_target(head.target)[0])
             if namespace.find_entity(path) is None:
                 raise endpoint_not_found(path)
             raise Refused(
@@ -186,6 +186,7 @@ class FrontDoor:
         if response.refused is not None:
             delay = self._note_refusal(response.refused, context.tracking_id)
             if delay is None:
+                await self._gateway.hold_back(self._peer.remote.address)
                 return False
             await trio.sleep(delay)
         keep_alive = head.keep_alive and not self._gateway.is_stopping
@@ -254,6 +255,8 @@ class FrontDoor:
         delay = 0.0 if is_rejection else gateway.limiter.note_refusal(self._peer.remote.address, trio.current_time())
         gateway.trace.emit(
             CONNECTION_REFUSED,
+            # A client that storms is cut without an answer, and must not fill the log either.
+            logging.DEBUG if delay is None else None,
             tracking_id=tracking_id,
             status=refused.http_status,
             reason=refused.reason.value,
@@ -271,6 +274,7 @@ class FrontDoor:
         tracking_id = known or gateway.tracking_id(self._address.id if self._address else None)
         delay = self._note_refusal(refused, tracking_id)
         if delay is None:
+            await gateway.hold_back(self._peer.remote.address)
             return
         await trio.sleep(delay)
         # 7.3: a rejection comes out in the listener's words alone.

@@ -295,6 +295,15 @@ class _Sender:
 _CLOSE_HEADERS = [("Content-Length", "0"), ("Connection", "close")]
 
 
+def websocket_disabled(path: str) -> Refused:
+    """The answer where an entity's ``websocket`` switch is off."""
+    return Refused(
+        f"WebSocket connections are switched off for the endpoint: {path}",
+        http_status=403,
+        reason=RefusalReason.WEBSOCKET_DISABLED,
+    )
+
+
 async def serve_sender(gateway: Gateway, peer: Peer, head: RequestHead, address: Address, trailing: bytes) -> None:
     """Take a WebSocket sender: check it, find it a listener, answer 101, and run the session to its end.
 
@@ -308,11 +317,7 @@ async def serve_sender(gateway: Gateway, peer: Peer, head: RequestHead, address:
         raise endpoint_not_found(address.path)
     entity, _ = found
     if not entity.websocket:
-        raise Refused(
-            f"WebSocket connections are switched off for the endpoint: {entity.path}",
-            http_status=403,
-            reason=RefusalReason.WEBSOCKET_DISABLED,
-        )
+        raise websocket_disabled(entity.path)
     grant, credential = gateway.authorize(
         namespace,
         entity,

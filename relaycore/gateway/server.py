@@ -4,6 +4,7 @@
 
     serve
     ├── store watcher          another process changed the definitions
+    ├── session watcher        a sender went while its listener does not read, or the other way round
     ├── certificate watcher
     ├── accept loop            one per listening socket
     └── connections            one task each: TLS, front door, and whatever that leads to
@@ -44,13 +45,16 @@ from ..trace import (
 )
 from .control_channel import ControlChannel
 from .front_door import FrontDoor, remote_endpoint
-from .relay_stream import Waiter
+from .relay_stream import Waiter, websocket_disabled
 from .state import SHUTDOWN_TEXT, Gateway, Peer, deleted_text, shutting_down
 
 __all__ = ["Server", "ServerStatistics", "serve"]
 
 _STORE_POLL_INTERVAL = 0.25
 """Seconds between two looks for changes by another process; one costs a ``PRAGMA`` in the store's thread."""
+
+_STALL_CHECK_INTERVAL = 2.0
+"""Seconds between two looks at sessions whose reader has stopped; one costs a system call for each of those."""
 
 _GOING_AWAY = 1001
 
@@ -262,6 +266,11 @@ class _ChangeWatcher:
         self._gateway.trace.emit(event, namespace=change.namespace, entity=change.entity_path or "")
         if change.kind is ChangeKind.DELETED and change.entity_path is not None:
             self._close_entity(change.namespace, change.entity_path)
+        elif change.kind is ChangeKind.UPDATED and change.entity_path is not None:
+            namespace = self._gateway.store.snapshot.get_namespace(change.namespace)
+            entity = namespace.get_entity(change.entity_path) if namespace is not None else None
+            if entity is not None and not entity.websocket:
+                self._close_sessions(change.namespace, entity.path, websocket_disabled(entity.path).message)
 
     def _close_entity(self, namespace: str, path: str) -> None:
         text = deleted_text(path)
@@ -272,6 +281,9 @@ class _ChangeWatcher:
         for entry in self._gateway.registry.listeners(namespace, path):
             assert isinstance(entry.handle, ControlChannel)
             entry.handle.close_nowait(_GOING_AWAY, text)
+        self._close_sessions(namespace, path, text)
+
+    def _close_sessions(self, namespace: str, path: str, text: str) -> None:
         for live in list(self._gateway.sessions):
             if live.namespace == namespace and fold(live.entity_path) == fold(path):
                 reason = self._gateway.close_reason(text, live.tracking_id)
@@ -298,6 +310,7 @@ class _Running:
                 gateway.use_background(nursery)
                 accepting = await nursery.start(self._accept, nursery)
                 nursery.start_soon(self._watch_store)
+                nursery.start_soon(self._watch_sessions)
                 if self._tls is not None and gateway.config.tls.reload_interval:
                     nursery.start_soon(self._tls.watch, gateway.config.tls.reload_interval, self._on_tls_reload)
                 gateway.trace.emit(
@@ -418,6 +431,12 @@ class _Running:
                 # A store that cannot be read for a moment costs news, not service.
                 self._report(error)
                 await trio.sleep(5)
+
+    async def _watch_sessions(self) -> None:
+        while True:
+            await trio.sleep(_STALL_CHECK_INTERVAL)
+            for live in list(self._gateway.sessions):
+                live.session.check_sources_nowait()
 
     def _on_tls_reload(self, error: ConfigError | None) -> None:
         if error is None:

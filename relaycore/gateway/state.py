@@ -16,7 +16,7 @@ import trio
 
 from ..broker.auth import Authorizer, Credential, Grant, find_credential
 from ..broker.model import HybridConnection, Namespace, host_name
-from ..broker.quota import ConnectionQuota, SourceLimiter
+from ..broker.quota import ConnectionQuota, SourceLimiter, source_key
 from ..broker.registry import Registry
 from ..broker.rendezvous import RendezvousTable
 from ..config import Config
@@ -37,6 +37,10 @@ if TYPE_CHECKING:
     from .relay_stream import LiveSession, Waiter
 
 __all__ = ["SHUTDOWN_TEXT", "Gateway", "Peer", "deleted_text", "shutting_down"]
+
+_HELD_BACK_PER_SOURCE = 64
+_HELD_BACK = 1_024
+"""Connections that wait to be cut; a task and a descriptor each."""
 
 SHUTDOWN_TEXT: Final = "The relay is shutting down"
 
@@ -108,6 +112,7 @@ class Gateway:
         self.is_stopping = False
         self._background: trio.Nursery | None = None
         self._idle: set[trio.CancelScope] = set()
+        self._held_back: Counter[str] = Counter()
         # Counters since the start.
         self.sessions_by_reason = dict.fromkeys(EndReason, 0)
         self.bytes_to_listener = 0
@@ -203,6 +208,24 @@ class Gateway:
                 yield scope
             finally:
                 self._idle.discard(scope)
+
+    async def hold_back(self, source: str) -> None:
+        """Let a connection that gets no answer wait, if not too many of its source do.
+
+        A client that tries again as soon as it is cut would make thousands of attempts a second; one that is held has
+        to wait. Beyond the bound it is cut at once all the same, so that the held ones stay few.
+        """
+        key = source_key(source)
+        if self._held_back[key] >= _HELD_BACK_PER_SOURCE or self._held_back.total() >= _HELD_BACK:
+            await trio.lowlevel.checkpoint()
+            return
+        self._held_back[key] += 1
+        try:
+            await trio.sleep(self.config.timeouts.refusal_delay)
+        finally:
+            self._held_back[key] -= 1
+            if not self._held_back[key]:
+                del self._held_back[key]
 
     def end_idle_connections(self) -> None:
         """Wake every connection that waits for a request; each then ends."""

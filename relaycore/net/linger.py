@@ -4,13 +4,30 @@ from __future__ import annotations
 
 import trio
 
-__all__ = ["close_gently", "cut"]
+__all__ = ["close_gently", "cut", "is_reset"]
 
 _TIMEOUT = 2.0
 """Seconds that the peer may take to close after us."""
 
 _BYTES = 1 << 20
 """How much of what it still sends is thrown away before it is cut anyway."""
+
+
+_TCP_CLOSE = 7
+"""``tcpi_state`` of a connection that is over, from ``netinet/tcp.h``."""
+
+
+def is_reset(stream: trio.abc.Stream) -> bool:
+    """Whether the peer has reset the TCP connection below a stream, without reading from it.
+
+    For streams that nobody reads at the moment. Where the system does not tell (Linux does), the answer is no.
+    """
+    if isinstance(stream, trio.SSLStream):
+        stream = stream.transport_stream
+    if not isinstance(stream, trio.SocketStream) or not hasattr(trio.socket, "TCP_INFO"):
+        return False
+    state: bytes = stream.socket.getsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_INFO, 1)
+    return state[0] == _TCP_CLOSE
 
 
 async def cut(*streams: trio.abc.Stream) -> None:

@@ -34,7 +34,7 @@ import trio
 from .._native import Buffer, SessionStatistics, Step, StepEvent
 from .._native import Session as Brain
 from ..vocab import CloseBy, Direction, LegKind
-from .linger import close_gently, cut
+from .linger import close_gently, cut, is_reset
 from .pool import BufferPool
 
 __all__ = ["EndReason", "Session", "SessionLeg", "SessionResult"]
@@ -134,6 +134,16 @@ class Session:
         if self._nursery is not None:
             for direction in Direction:
                 self._nursery.start_soon(self._send_control, direction)
+
+    def check_sources_nowait(self) -> None:
+        """Cut the session if a source was reset while its destination does not take what it sent before.
+
+        A leg that is not read cannot be seen to go, and while a send blocks nobody reads. So this is called from
+        outside every few seconds. Not a checkpoint.
+        """
+        for direction, is_sending in self._is_torn.items():
+            if is_sending and is_reset(self._source[direction].stream):
+                self._abort(direction)
 
     async def run(self) -> SessionResult:
         """Move bytes until both sides are done, then close both streams.

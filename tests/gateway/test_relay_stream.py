@@ -495,3 +495,32 @@ async def test_a_flood_towards_a_deaf_listener_holds_one_buffer(relay) -> None:
     # The other direction is not held up by it.
     await listener.send(frame(1, b"help"))
     assert await sender.read_message() == (1, b"help")
+
+
+@pytest.mark.parametrize("leaver", ["sender", "listener"])
+async def test_a_source_that_is_reset_does_not_wait_for_a_deaf_reader(relay, leaver: str) -> None:
+    """failures: client gone, listener never told."""
+    _, sender, listener = await relay.join()
+    source = sender if leaver == "sender" else listener
+    message = frame(2, b"f" * 60_000)
+    with trio.move_on_after(0.5):
+        while True:
+            await source.send(message)
+    assert relay.server.statistics().buffers_in_use == 1
+    source.reset()
+    with trio.fail_after(5):
+        while relay.server.statistics().sessions:
+            await trio.sleep(0.02)
+    assert relay.server.statistics().buffers_in_use == 0
+    assert relay.named("session.closed")[0].fields["by"] == leaver
+
+
+async def test_disabled_entity_closes_its_sessions_and_keeps_its_listeners(relay) -> None:
+    """spec 13: entity disabled: 1001 to both sides of a session."""
+    _, sender, listener = await relay.join()
+    await relay.store.update_entity("default", "orders", websocket=False)
+    for peer in (sender, listener):
+        assert (await peer.read_frame()).close_code == 1001
+        await peer.send(close_frame(1001))
+    assert await sender.read_eof() == b""
+    assert relay.server.statistics().listeners == 1

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import ssl
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -113,6 +115,33 @@ async def test_refusals_become_slow_and_then_stop(start_relay) -> None:
     await relay.listen()
 
 
+async def test_a_storm_has_to_wait_between_its_attempts(start_relay) -> None:
+    """spec 18: one client that tries again as soon as it is cut makes few attempts, and few log lines."""
+    relay = await start_relay(
+        limits=LimitsConfig(refusals_per_second_per_source=1, refusals_burst=2),
+        timeouts=TimeoutsConfig(refusal_delay=0.2),
+    )
+    attempts = 0
+
+    async def storm() -> None:
+        nonlocal attempts
+        while True:
+            peer = await relay.connect()
+            attempts += 1
+            with suppress(EOFError, trio.BrokenResourceError):
+                await peer.upgrade("/$hc/orders?sb-hc-action=listen")
+            await trio.aclose_forcefully(peer.stream)
+
+    with trio.move_on_after(1.1):
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(storm)
+    assert 10 < attempts < 30
+    levels = [event.level for event in relay.named("connection.refused")]
+    assert levels.count(logging.WARNING) < 10
+    assert levels.count(logging.DEBUG) > 5
+
+
 async def test_slow_and_oversize_heads(start_relay) -> None:
     """failures: too many header lines crash the server."""
     relay = await start_relay(limits=LimitsConfig(head_bytes=4096, headers_count=20), timeouts=TimeoutsConfig(head=0.3))
@@ -180,6 +209,8 @@ async def test_plain_http_says_that_it_is_not_relayed(relay) -> None:
     assert (await peer.request("GET", "/nowhere", {"Host": "x"}))[0].status == 404
     peer = await relay.connect()
     assert (await peer.request("GET", "/orders/abc?x=1", {"Host": "x"}))[0].status == 501
+    peer = await relay.connect()
+    assert (await peer.request("GET", "http://x/orders", {"Host": "x"}))[0].status == 501
 
 
 async def test_management_requests_share_a_connection(relay) -> None:
