@@ -302,6 +302,10 @@ class Session:
         if events & StepEvent.PROTOCOL_ERROR:
             self._end(EndReason.PROTOCOL_ERROR, _SOURCE[direction])
             self._offender = direction
+            # Before anything is cancelled: a send towards the offender that is cut short leaves no place for a Close.
+            with trio.move_on_after(_LAST_WORD_TIMEOUT):
+                async with self._writer[_BACK[direction]]:
+                    await self._tell_offender(direction)
             self._scope.cancel()
             return False
         if events & StepEvent.ABORT:

@@ -8,7 +8,7 @@ from contextlib import suppress
 import pytest
 import trio
 from peers import Frame, WirePeer, close_frame, frame
-from trio.testing import memory_stream_pair, wait_all_tasks_blocked
+from trio.testing import lockstep_stream_pair, memory_stream_pair, wait_all_tasks_blocked
 
 from relaycore._native import Buffer
 from relaycore.net.pool import BufferPool
@@ -480,3 +480,28 @@ async def test_an_answering_close_leaves_before_the_end(nursery: trio.Nursery) -
         assert (await WirePeer(listener).read_frame()).opcode == 8
         await WirePeer(listener).send(close_frame(3001, "x"))
         assert (await WirePeer(sender).read_frame()).opcode == 8
+
+
+async def test_an_offender_that_is_being_sent_to_hears_why_it_is_closed(nursery: trio.Nursery) -> None:
+    """spec 13: protocol error by a peer: 1002 to it, also when a frame towards it was still on its way."""
+    near_sender, sender = lockstep_stream_pair()
+    near_listener, listener = memory_stream_pair()
+    session = Session(
+        SessionLeg(LegKind.WS_SERVER, near_sender),
+        SessionLeg(LegKind.WS_SERVER, near_listener),
+        BufferPool(buffers=4),
+        half_closed_timeout=600,
+        close_timeout=10,
+    )
+    nursery.start_soon(session.run)
+    offender, bystander = WirePeer(sender), WirePeer(listener)
+    with trio.fail_after(10):
+        await bystander.send(frame(2, b"on its way"))
+        await wait_all_tasks_blocked()
+        await offender.send(frame(3, b"no such opcode"))
+        await wait_all_tasks_blocked()
+        assert await offender.read_message() == (2, b"on its way")
+        assert (await offender.read_frame()).close_code == 1002
+        assert await bystander.read_eof() == b""
+    await offender.aclose()
+    await bystander.aclose()
