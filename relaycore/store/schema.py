@@ -14,6 +14,7 @@ import functools
 import importlib.resources
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -62,14 +63,27 @@ def open_database(path: Path | str, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -
     name = str(path)
     if name != MEMORY:
         _make_private(Path(path))
+    deadline = time.monotonic() + busy_timeout_s
     with explained(name):
-        connection = sqlite3.connect(name, timeout=busy_timeout_s, isolation_level=None, check_same_thread=False)
-        try:
-            _configure(connection, name)
-            _migrate(connection, name)
-        except BaseException:
-            connection.close()
-            raise
+        while True:
+            try:
+                return _connect(name, busy_timeout_s)
+            except sqlite3.OperationalError as error:
+                # Two processes that open a fresh file at once meet in the change to WAL, where SQLite says "busy"
+                # without asking its busy handler: both would wait for each other.
+                if not _is_busy(error) or time.monotonic() >= deadline:
+                    raise
+                time.sleep(_RETRY_S)
+
+
+def _connect(name: str, busy_timeout_s: float) -> sqlite3.Connection:
+    connection = sqlite3.connect(name, timeout=busy_timeout_s, isolation_level=None, check_same_thread=False)
+    try:
+        _configure(connection, name)
+        _migrate(connection, name)
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
@@ -169,6 +183,14 @@ _DAMAGE_CODES: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _BUSY_CODES: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 
 
+_RETRY_S: Final = 0.01
+"""Pause before a file that another process is making is tried again."""
+
+
+def _is_busy(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF in _BUSY_CODES
+
+
 @contextlib.contextmanager
 def explained(name: str) -> Iterator[None]:
     """Turn errors of SQLite into ours. ``name`` is the file's."""
@@ -182,7 +204,7 @@ def explain(error: sqlite3.Error, name: str) -> RelayError:
     """What an error of SQLite means to whoever runs the relay. The text of the error is part of it."""
     # The low byte is the error, the rest its variety (https://www.sqlite.org/rescode.html).
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-    if code in _BUSY_CODES:
+    if _is_busy(error):
         return ServerBusy("The store is busy: another process is writing to it")
     if code in _DAMAGE_CODES:
         return ConfigError(_DAMAGED, source=name)
