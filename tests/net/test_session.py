@@ -38,6 +38,17 @@ class Pair:
         return self.result
 
 
+def joining(near_sender: trio.abc.Stream, near_listener: trio.abc.Stream, pool: BufferPool) -> Session:
+    """A session between the relay's ends of two WebSocket legs, with the default limits."""
+    return Session(
+        SessionLeg(LegKind.WS_SERVER, near_sender),
+        SessionLeg(LegKind.WS_SERVER, near_listener),
+        pool,
+        half_closed_timeout=600,
+        close_timeout=10,
+    )
+
+
 async def tcp_pair(nursery: trio.Nursery) -> tuple[trio.SocketStream, trio.SocketStream]:
     [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with listener:
@@ -334,13 +345,7 @@ async def test_cancellation_cuts_both_and_returns_every_buffer(nursery: trio.Nur
     pool = BufferPool(buffers=2)
     near_sender, sender = await tcp_pair(nursery)
     near_listener, listener = await tcp_pair(nursery)
-    session = Session(
-        SessionLeg(LegKind.WS_SERVER, near_sender),
-        SessionLeg(LegKind.WS_SERVER, near_listener),
-        pool,
-        half_closed_timeout=600,
-        close_timeout=10,
-    )
+    session = joining(near_sender, near_listener, pool)
     with trio.move_on_after(0.2):
         async with trio.open_nursery() as inner:
             inner.start_soon(session.run)
@@ -361,13 +366,7 @@ async def test_an_empty_pool_stops_reading_and_loses_nothing(nursery: trio.Nurse
     for _ in range(5):
         near_sender, sender = await tcp_pair(nursery)
         near_listener, listener = await tcp_pair(nursery)
-        session = Session(
-            SessionLeg(LegKind.WS_SERVER, near_sender),
-            SessionLeg(LegKind.WS_SERVER, near_listener),
-            pool,
-            half_closed_timeout=600,
-            close_timeout=10,
-        )
+        session = joining(near_sender, near_listener, pool)
         nursery.start_soon(session.run)
         ends.append((WirePeer(sender), WirePeer(listener)))
     with trio.fail_after(20):
@@ -406,13 +405,7 @@ async def test_a_pong_that_waits_for_a_frame_needs_no_second_buffer(nursery: tri
     pool = BufferPool(buffers=1)
     near_sender, sender = await tcp_pair(nursery)
     near_listener, listener = await tcp_pair(nursery)
-    session = Session(
-        SessionLeg(LegKind.WS_SERVER, near_sender),
-        SessionLeg(LegKind.WS_SERVER, near_listener),
-        pool,
-        half_closed_timeout=600,
-        close_timeout=10,
-    )
+    session = joining(near_sender, near_listener, pool)
     nursery.start_soon(session.run)
     from_sender, from_listener = WirePeer(sender), WirePeer(listener)
     held = await _empty(pool)
@@ -486,13 +479,7 @@ async def test_an_offender_that_is_being_sent_to_hears_why_it_is_closed(nursery:
     """spec 13: protocol error by a peer: 1002 to it, also when a frame towards it was still on its way."""
     near_sender, sender = lockstep_stream_pair()
     near_listener, listener = memory_stream_pair()
-    session = Session(
-        SessionLeg(LegKind.WS_SERVER, near_sender),
-        SessionLeg(LegKind.WS_SERVER, near_listener),
-        BufferPool(buffers=4),
-        half_closed_timeout=600,
-        close_timeout=10,
-    )
+    session = joining(near_sender, near_listener, BufferPool(buffers=4))
     nursery.start_soon(session.run)
     offender, bystander = WirePeer(sender), WirePeer(listener)
     with trio.fail_after(10):
