@@ -31,7 +31,7 @@ from ..wire.status import is_guid
 from .state import Gateway, Peer, shutting_down
 
 if TYPE_CHECKING:
-    from .relay_stream import Waiter
+    from .waiter import Waiter
 
 __all__ = ["ControlChannel", "serve_listener"]
 

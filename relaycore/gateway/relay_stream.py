@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass
 
 import trio
@@ -21,7 +20,7 @@ import trio
 from ..broker.auth import Grant
 from ..broker.model import HybridConnection, endpoint_not_found
 from ..broker.registry import ListenerEntry, parse_listener_filter
-from ..broker.rendezvous import GONE_TEXT, Pending, not_accepted
+from ..broker.rendezvous import GONE_TEXT, not_accepted
 from ..errors import NoListener, Refused, Rejected, RendezvousGone, ServerBusy
 from ..net.linger import cut
 from ..net.session import EndReason, Session, SessionLeg, SessionResult
@@ -41,79 +40,12 @@ from ..wire.http1 import RequestHead, build_response
 from ..wire.messages import Accept, encode_accept
 from .control_channel import ControlChannel
 from .state import SHUTDOWN_TEXT, Gateway, Peer, deleted_text, shutting_down
+from .waiter import CLOSE_HEADERS, HandOver, Lost, Refusal, Waiter, let_go
 
-__all__ = ["LiveSession", "Waiter", "serve_rendezvous", "serve_sender"]
+__all__ = ["LiveSession", "serve_rendezvous", "serve_sender", "websocket_disabled"]
 
 _EARLY_BYTES = 65_536
 """What a sender may send before its 101; RFC 6455 4.1 lets it send nothing, so more is not read."""
-
-
-@dataclass(frozen=True, slots=True)
-class HandOver:
-    """A listener's rendezvous connection on its way to the sender's task, which owns the stream from here on."""
-
-    stream: trio.abc.Stream
-    early: bytes
-    upgrade: UpgradeRequest
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """The listener's own no."""
-
-    status: int
-    description: str
-
-
-class _Lost(enum.Enum):
-    CHANNEL = enum.auto()  # it closes, or has gone
-    BUSY = enum.auto()  # its queue is full
-
-
-class Waiter:
-    """A sender that waits for a listener. The first outcome counts; each is set without a checkpoint."""
-
-    def __init__(self) -> None:
-        self._outcome: HandOver | Refusal | Refused | _Lost | None = None
-        self._changed = trio.Event()
-
-    def hand_over(self, connection: HandOver) -> bool:
-        """The rendezvous connection is there.
-
-        Returns: False when the sender has been told something else already; then the stream stays with the caller.
-        """
-        return self._set(connection)
-
-    def reject(self, refusal: Refusal) -> None:
-        """The listener refused."""
-        self._set(refusal)
-
-    def refuse(self, refused: Refused) -> None:
-        """The relay will not go on with it."""
-        self._set(refused)
-
-    def channel_lost(self) -> None:
-        """The control channel that carried the ``accept`` is gone: somebody else may be asked."""
-        self._set(_Lost.CHANNEL)
-
-    def _set(self, outcome: HandOver | Refusal | Refused | _Lost) -> bool:
-        if self._outcome is not None:
-            return False
-        self._outcome = outcome
-        self._changed.set()
-        return True
-
-    async def wait(self) -> HandOver | Refusal | Refused | _Lost:
-        """Wait for the outcome and take it; a rendezvous connection belongs to the caller then."""
-        await self._changed.wait()
-        outcome = self._outcome
-        assert outcome is not None
-        self._outcome = _Lost.CHANNEL
-        return outcome
-
-    def take_unclaimed(self) -> HandOver | None:
-        """The rendezvous connection that came when nobody waited any more."""
-        return self._outcome if isinstance(self._outcome, HandOver) else None
 
 
 @dataclass(eq=False, slots=True)
@@ -220,12 +152,12 @@ class _Sender:
                     return Rejected(description, http_status=status)
                 case Refused():
                     return outcome
-                case _Lost.BUSY:
+                case Lost.BUSY:
                     busy.append(entry)
-                case _Lost.CHANNEL:
+                case Lost.CHANNEL:
                     continue
 
-    async def _offer(self, channel: ControlChannel) -> HandOver | Refusal | Refused | _Lost:
+    async def _offer(self, channel: ControlChannel) -> HandOver | Refusal | Refused | Lost:
         """Send one listener the ``accept`` and wait for what becomes of it."""
         gateway = self._gateway
         waiter = Waiter()
@@ -267,7 +199,7 @@ class _Sender:
                     reason=RefusalReason.HEAD_TOO_LARGE,
                 )
             if not channel.offer_nowait(message):
-                return _Lost.BUSY if channel.is_open else _Lost.CHANNEL
+                return Lost.BUSY if channel.is_open else Lost.CHANNEL
             channel.waiters.add(waiter)
             gateway.waiters.add(waiter)
             gateway.trace.emit(
@@ -281,18 +213,7 @@ class _Sender:
             channel.withdraw_nowait(message)
             channel.waiters.discard(waiter)
             gateway.waiters.discard(waiter)
-            self._let_go(pending, waiter)
-
-    def _let_go(self, pending: Pending, waiter: Waiter) -> None:
-        self._gateway.rendezvous.expire(trio.current_time())
-        self._gateway.rendezvous.cancel(pending)
-        unclaimed = waiter.take_unclaimed()
-        if unclaimed is not None:
-            # The listener came in the very moment in which this sender left.
-            self._gateway.close_soon(unclaimed.stream, build_response(403, "Forbidden", _CLOSE_HEADERS))
-
-
-_CLOSE_HEADERS = [("Content-Length", "0"), ("Connection", "close")]
+            let_go(gateway, pending, waiter)
 
 
 def websocket_disabled(path: str) -> Refused:
@@ -439,7 +360,7 @@ async def serve_rendezvous(gateway: Gateway, peer: Peer, head: RequestHead, addr
         status = address.status_code if 400 <= address.status_code <= 599 else 502
         waiter.reject(Refusal(status, address.status_description or ""))
         gateway.trace.emit(RENDEZVOUS_REJECTED, tracking_id=address.id or "", entity=address.path, status=status)
-        await peer.stream.send_all(build_response(410, "Gone", _CLOSE_HEADERS))
+        await peer.stream.send_all(build_response(410, "Gone", CLOSE_HEADERS))
         return
     if not waiter.hand_over(HandOver(peer.stream, trailing, upgrade)):
         # Its control channel went in this very moment, and somebody else is being asked.

@@ -45,8 +45,9 @@ from ..trace import (
 )
 from .control_channel import ControlChannel
 from .front_door import FrontDoor, remote_endpoint
-from .relay_stream import Waiter, websocket_disabled
+from .relay_stream import websocket_disabled
 from .state import SHUTDOWN_TEXT, Gateway, Peer, deleted_text, shutting_down
+from .waiter import Waiter
 
 __all__ = ["Server", "ServerStatistics", "serve"]
 

@@ -34,7 +34,8 @@ from ..wire.status import close_reason, make_tracking_id, refusal_reason_phrase
 
 if TYPE_CHECKING:
     from .control_channel import ControlChannel
-    from .relay_stream import LiveSession, Waiter
+    from .relay_stream import LiveSession
+    from .waiter import Waiter
 
 __all__ = ["SHUTDOWN_TEXT", "Gateway", "Peer", "deleted_text", "shutting_down"]
 
