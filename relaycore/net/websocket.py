@@ -6,23 +6,24 @@ Theory of operation
 *Reading.* One task reads. Each time it finds nothing more in the `MessageReader` it takes one chunk of at most 64 KiB
 from the stream and gives it to the codec in one crossing. Pings are answered here, also if the caller wants data only.
 
-*Writing.* Any task may send; whole messages take turns on a lock. A message is cut into frames of at most 64 KiB and
-each frame goes out with one ``send_all``. Control frames overtake queued data: while somebody holds the lock, a ping or
-pong is left in a slot that the holder empties after each frame. The slots hold the latest ping and the latest pong only
-(RFC 6455 5.5.3 allows it), so that a flood of pings costs nothing.
+*Writing.* Any task may send; whole messages take turns on a lock. A message is cut into frames of at most 64 KiB, and
+``send_all`` gets about as much at a time: one long frame, or several short ones. Control frames overtake queued data:
+while somebody holds the lock, a ping or pong is left in a slot that the holder empties after each ``send_all``. The
+slots hold the latest ping and the latest pong only (RFC 6455 5.5.3 allows it), so that a flood of pings costs nothing.
 
 *The pong nobody waits for.* The reader must not block on writing a pong: if the peer is itself blocked on sending,
 nobody would move again. A pong that cannot leave at once therefore waits for a writable stream *while* the reader waits
 for data, and only the wait is ever cancelled, never the sending.
 
-*After a cancelled send* some, all or none of a frame is out. The leg then refuses to send any more; reading goes on.
+*After a cancelled send* some, all or none of it is out. The leg then refuses to send any more; reading goes on. Only a
+send that is cancelled before its first byte tears nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -41,6 +42,7 @@ from ..wire.frames import (
     Close,
     Event,
     MessageReader,
+    Piece,
     Ping,
     close_payload,
 )
@@ -60,6 +62,9 @@ MAX_DISCARDED_BYTES: Final = 1_048_576
 
 _SERVER_HANGS_UP_TIMEOUT: Final = 1.0
 """Seconds that a server has to hang up once both Closes are there; .NET waits briefly for it too (8.7)."""
+
+_SEND_BYTES: Final = 65_536 + 256
+"""Frames up to this go out together: 64 KiB of payload, and the headers of the few messages that it usually is."""
 
 _MASK_KEYS_AT_ONCE: Final = 256  # one system call per kilobyte of keys
 
@@ -83,6 +88,18 @@ def _mask_keys() -> Iterator[bytes]:
             yield block[start : start + 4]
 
 
+def _frames(opcode: int, data: BytesLike, fin: bool) -> Iterator[tuple[int, BytesLike, bool]]:
+    """Cut a message, or part of one, into ``(opcode, payload, fin)`` of at most 64 KiB."""
+    if len(data) > MAX_FRAME_TO_CLIENT_BYTES:
+        rest = memoryview(data)
+        while len(rest) > MAX_FRAME_TO_CLIENT_BYTES:
+            yield opcode, rest[:MAX_FRAME_TO_CLIENT_BYTES], False
+            opcode = OPCODE_CONTINUATION
+            rest = rest[MAX_FRAME_TO_CLIENT_BYTES:]
+        data = rest
+    yield opcode, data, fin
+
+
 class WebSocketLeg(trio.abc.AsyncResource):
     """One side of a WebSocket after its handshake.
 
@@ -93,8 +110,8 @@ class WebSocketLeg(trio.abc.AsyncResource):
       max_message_bytes: bound on one message from `receive`; the peer is at fault beyond it (close code 1009).
       validate_text: check text messages for UTF-8 (1007); when off, bad bytes become U+FFFD.
 
-    One task may read at a time (`receive` or `receive_bytes`); any number may send. Reading may be cancelled at any
-    time without loss. A cancelled send leaves the leg unable to send; see the module.
+    One task may read at a time (`receive`, `receive_piece` or `receive_bytes`); any number may send. Reading may be
+    cancelled at any time without loss. A cancelled send leaves the leg unable to send; see the module.
     """
 
     def __init__(
@@ -122,6 +139,7 @@ class WebSocketLeg(trio.abc.AsyncResource):
         self._send_lock = trio.Lock()
         self._mask_keys = _mask_keys() if role == "client" else None
         self._is_torn = False
+        self._is_fragment_open = False
         self._bytes_sent = 0
         self._frames_sent = 0
         self._pings_answered = 0
@@ -181,6 +199,31 @@ class WebSocketLeg(trio.abc.AsyncResource):
                 if self._reader.is_drained and not self._send_lock.locked():
                     await self._settle_owed()
             return event
+        finally:
+            self._is_receiving = False
+
+    async def receive_piece(self) -> Piece | Close:
+        """Wait for what comes next of a data message, as it comes. Pings are answered, pongs swallowed.
+
+        Returns: a piece, joined from what was in hand of one message, so usually at most 64 KiB; or the peer's Close.
+
+        Raises: as `receive`; text is not checked, and no message is too long.
+
+        A cancellation point always; other tasks run at least once per 64 KiB received.
+        """
+        self._begin_receiving()
+        try:
+            await trio.lowlevel.checkpoint_if_cancelled()  # as in `receive`
+            while True:
+                match self._reader.next_piece():
+                    case Piece() | Close() as found:
+                        return found
+                    case Ping(payload):
+                        self._owed_pong = payload
+                    case None if self._reader.close is not None:
+                        raise trio.EndOfChannel
+                    case None:
+                        await self._read_more()
         finally:
             self._is_receiving = False
 
@@ -302,10 +345,51 @@ class WebSocketLeg(trio.abc.AsyncResource):
 
         Raises:
           StreamLost: the connection is gone, or an earlier send was cancelled half way.
-          LocalProtocolError: our Close has been sent.
+          LocalProtocolError: our Close has been sent, or `send_fragment` has a message open.
           trio.ClosedResourceError: `aclose` has been called.
         """
         await self._send_message(OPCODE_BINARY, data)
+
+    async def send_messages(self, messages: Sequence[str | BytesLike]) -> None:
+        """Send several whole messages back to back: text for each `str`, else binary.
+
+        They take one turn, so that no other message comes between, and leave in as few sends as possible: up to 64 KiB
+        of frames at a time. Errors as `send_binary`; a cancellation may fall between two of them, and then the leg
+        cannot send any more. A checkpoint, unless there are no messages.
+        """
+        parts = [
+            (OPCODE_TEXT, message.encode()) if isinstance(message, str) else (OPCODE_BINARY, message)
+            for message in messages
+        ]
+        await self._take_turn()
+        try:
+            self._check_may_begin()
+            await self._flush_owed()
+            await self._write_frames(frame for opcode, data in parts for frame in _frames(opcode, data, True))
+            await self._flush_owed()
+        finally:
+            self._send_lock.release()
+
+    async def send_fragment(self, data: BytesLike, *, fin: bool) -> None:
+        """Send part of one binary message: the first call begins it, the one with ``fin`` ends it.
+
+        In between only control frames may be sent, `send_close` included. Empty data is sent only with ``fin``, as an
+        empty last frame, or as an empty message. Waits for its turn; frames and errors as `send_binary`. If it is
+        cancelled before anything has left, the call may be repeated. A checkpoint.
+        """
+        await self._take_turn()
+        try:
+            self._check_may_send()
+            await self._flush_owed()
+            if data or fin:
+                opcode = OPCODE_CONTINUATION if self._is_fragment_open else OPCODE_BINARY
+                await self._write_frames(_frames(opcode, data, fin))
+                self._is_fragment_open = not fin
+                await self._flush_owed()
+            else:
+                await trio.lowlevel.checkpoint()
+        finally:
+            self._send_lock.release()
 
     async def send_ping(self, payload: bytes = b"") -> None:
         """Send a ping of at most 125 bytes; errors as `send_binary`.
@@ -350,18 +434,12 @@ class WebSocketLeg(trio.abc.AsyncResource):
     async def _send_message(self, opcode: int, data: BytesLike) -> None:
         await self._take_turn()
         try:
-            self._check_may_send()
+            self._check_may_begin()
             await self._flush_owed()
             if len(data) <= MAX_FRAME_TO_CLIENT_BYTES:
                 await self._write_frame(opcode, data, True)
             else:
-                rest = memoryview(data)
-                while len(rest) > MAX_FRAME_TO_CLIENT_BYTES:
-                    await self._write_frame(opcode, rest[:MAX_FRAME_TO_CLIENT_BYTES], False)
-                    opcode = OPCODE_CONTINUATION
-                    rest = rest[MAX_FRAME_TO_CLIENT_BYTES:]
-                    await self._flush_owed()
-                await self._write_frame(opcode, rest, True)
+                await self._write_frames(_frames(opcode, data, True))
             await self._flush_owed()
         finally:
             self._send_lock.release()
@@ -398,6 +476,11 @@ class WebSocketLeg(trio.abc.AsyncResource):
         if self._is_torn and not self._send_lock.locked():
             raise StreamLost("an earlier send was cut off half way")
 
+    def _check_may_begin(self) -> None:
+        self._check_may_send()
+        if self._is_fragment_open:
+            raise LocalProtocolError("a message is being sent in fragments", section="RFC 6455 5.4")
+
     async def _flush_owed(self) -> None:
         while self.close_sent is None:
             if self._owed_pong is not None:
@@ -410,20 +493,48 @@ class WebSocketLeg(trio.abc.AsyncResource):
             else:
                 return
 
+    async def _write_frames(self, frames: Iterable[tuple[int, BytesLike, bool]]) -> None:
+        """Send frames that belong together, with what is owed between two sends."""
+        batch: list[bytes] = []
+        size = 0
+        has_begun = False
+        try:
+            for opcode, payload, fin in frames:
+                frame = self._encode(opcode, payload, fin)
+                if batch and size + len(frame) > _SEND_BYTES:
+                    await self._write(batch)
+                    has_begun = True
+                    await self._flush_owed()
+                    batch, size = [], 0
+                batch.append(frame)
+                size += len(frame)
+            if batch:
+                await self._write(batch)
+        except BaseException:
+            # Whoever is cancelled between two sends cannot know how much is out, and nobody could go on from there.
+            self._is_torn = self._is_torn or has_begun
+            raise
+
     async def _write_frame(self, opcode: int, payload: BytesLike, fin: bool) -> None:
+        await self._write([self._encode(opcode, payload, fin)])
+
+    def _encode(self, opcode: int, payload: BytesLike, fin: bool) -> bytes:
         mask = next(self._mask_keys) if self._mask_keys is not None else None
-        frame = encode_frame(opcode, payload, fin=fin, mask=mask)
+        return encode_frame(opcode, payload, fin=fin, mask=mask)
+
+    async def _write(self, frames: list[bytes]) -> None:
+        data = frames[0] if len(frames) == 1 else b"".join(frames)
         if self._is_torn:
             raise StreamLost("an earlier send was cut off half way")
         await trio.lowlevel.checkpoint_if_cancelled()  # a cancellation that is already there tears nothing
         self._is_torn = True
         try:
-            await self.stream.send_all(frame)
+            await self.stream.send_all(data)
         except trio.BrokenResourceError as error:
             raise StreamLost("connection lost") from error
         self._is_torn = False
-        self._bytes_sent += len(frame)
-        self._frames_sent += 1
+        self._bytes_sent += len(data)
+        self._frames_sent += len(frames)
 
     # The end ---------------------------------------------------------------------------------------------------------
 

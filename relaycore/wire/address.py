@@ -20,6 +20,7 @@ from .limits import MAX_ENTITY_NAME_CHARS
 
 __all__ = [
     "Address",
+    "HttpTarget",
     "build_connect_url",
     "build_listen_url",
     "build_reject_url",
@@ -27,7 +28,9 @@ __all__ = [
     "decode_path",
     "entity_candidates",
     "is_hybrid_target",
+    "parse_http_target",
     "parse_target",
+    "request_target",
     "split_target",
     "strip_query",
 ]
@@ -88,6 +91,25 @@ class Address:
     status_description: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class HttpTarget:
+    """What a request that is relayed as HTTP asks for.
+
+    Attributes:
+      path: entity and suffix, percent-decoded, without slashes at its ends; ``""`` names nothing.
+      raw_path: the same as it was sent, without the slashes in front.
+      user_query: as in ``Address``.
+      id: value of ``sb-hc-id``.
+      token: value of ``sb-hc-token``, form-decoded.
+    """
+
+    path: str
+    raw_path: str
+    user_query: str
+    id: str | None
+    token: str | None = field(repr=False)
+
+
 def _bad_request(message: str) -> RemoteProtocolError:
     return RemoteProtocolError(message, section="wire contract 2.2", http_status=400)
 
@@ -134,11 +156,7 @@ def parse_target(target: str) -> Address:
     if prefix is None:
         raise _bad_request("The request target is not a hybrid connection address")
     raw_path = path[prefix.end() :]
-    own: dict[str, str] = {}
-    for piece in query.split("&"):
-        if _is_own(piece):
-            name, _, value = piece.partition("=")
-            own.setdefault(unquote_plus(name).lower(), unquote_plus(value))
+    own = _own_parameters(query)
     action = _ACTIONS.get(own.get(PARAMETER_ACTION, "connect").lower())
     if action is None:
         raise _bad_request("Unknown sb-hc-action")
@@ -159,6 +177,52 @@ def parse_target(target: str) -> Address:
         status_code=None if status_code is None else int(status_code),
         status_description=own.get(PARAMETER_STATUS_DESCRIPTION),
     )
+
+
+def parse_http_target(target: str) -> HttpTarget:
+    """Read the target of a request that is to be relayed as HTTP.
+
+    Nothing in it can be wrong: parameters of ours other than ``sb-hc-id`` and ``sb-hc-token`` mean nothing here and are
+    stripped. Of one that comes twice the first counts.
+
+    Args:
+      target: in origin or absolute form, for which ``is_hybrid_target`` does not hold; ``*`` names no entity.
+
+    Source: wire contract 2.1, 2.2 and 9.3.
+    """
+    path, query = ("", "") if target == "*" else split_target(target)
+    own = _own_parameters(query)
+    return HttpTarget(
+        path=decode_path(path),
+        raw_path=path.lstrip("/"),
+        user_query=strip_query(query),
+        id=own.get(PARAMETER_ID) or None,
+        token=own.get(PARAMETER_TOKEN) or None,
+    )
+
+
+def request_target(raw_path: str, user_query: str, *, raw: bool) -> str:
+    """Return the ``requestTarget`` of a ``request`` message.
+
+    Args:
+      raw_path: as in ``HttpTarget``.
+      user_query: as in ``HttpTarget``.
+      raw: hand over the path as it was sent; otherwise ``%20`` in it becomes a blank, as the SDKs expect.
+
+    Source: wire contract 2.4, 9.3 and 9.4.
+    """
+    path = raw_path if raw else raw_path.replace("%20", " ")
+    return f"/{path}?{user_query}" if user_query else f"/{path}"
+
+
+def _own_parameters(query: str) -> dict[str, str]:
+    """Return the parameters that are meant for the relay, by their folded names."""
+    own: dict[str, str] = {}
+    for piece in query.split("&"):
+        if _is_own(piece):
+            name, _, value = piece.partition("=")
+            own.setdefault(unquote_plus(name).lower(), unquote_plus(value))
+    return own
 
 
 def _is_own(piece: str) -> bool:

@@ -1,9 +1,10 @@
 """Messages over the native frame codec, for legs that Python reads.
 
 The decoder hands over *pieces*: a data message may come in several as its bytes arrive, a control frame is always
-whole. Two ways lead on from there, and one leg may use both, one after the other::
+whole. Three ways lead on from there, and one leg may use them all, one after the other::
 
     receive_data(data) ─▶ pieces ─┬─▶ next_event()   whole messages, type and boundaries kept, bounded in size
+                                  ├─▶ next_piece()   messages in parts, type and ends kept, nothing assembled
                                   └─▶ take_bytes()   payload bytes only, boundaries gone, nothing assembled
 
 `take_bytes` is the fast way: it stops at the first control frame, which `next_event` then yields, so that the order of
@@ -33,6 +34,7 @@ __all__ = [
     "Close",
     "Event",
     "MessageReader",
+    "Piece",
     "Ping",
     "Pong",
     "Text",
@@ -83,6 +85,21 @@ class Close:
 
     code: int | None
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Part of a data message, as much of it as was in hand; empty only where the message ends with it.
+
+    Attributes:
+      is_text: the message is text; ``data`` is then its UTF-8, unchecked, maybe cut inside a character.
+      data: payload bytes.
+      fin: the message ends here.
+    """
+
+    is_text: bool
+    data: bytes
+    fin: bool
 
 
 Event: TypeAlias = Text | Binary | Ping | Pong | Close
@@ -139,7 +156,7 @@ class MessageReader:
     Args:
       masked: True if the peer is a client.
       max_message_bytes: bound on one assembled message; more is a `RemoteProtocolError` with close code 1009. Says
-        nothing about `take_bytes`, which assembles nothing.
+        nothing about `next_piece` and `take_bytes`, which assemble nothing.
       validate_text: check that text messages are UTF-8, failing at the first bad byte (1007). When off, bad bytes
         become U+FFFD.
 
@@ -153,7 +170,7 @@ class MessageReader:
         self._pieces: deque[tuple[int, bool, bytes]] = deque()
         self._failure: RemoteProtocolError | None = None
         self._close: Close | None = None
-        # The message under way: what next_event() has collected of it, or _is_torn once take_bytes() took some.
+        # The message under way: what next_event() has collected of it, or _is_torn once one of the others took some.
         self._opcode = OPCODE_CONTINUATION
         self._partial = bytearray()
         self._is_collecting = False
@@ -205,14 +222,49 @@ class MessageReader:
         pieces = self._pieces
         parts: list[bytes] = []
         if self._is_collecting:
-            parts.append(bytes(self._partial))
-            self._is_torn = True
-            self._forget_message()
+            parts.append(self._give_up_collecting())
         while pieces and pieces[0][0] <= OPCODE_BINARY:
-            _, fin, payload = pieces.popleft()
+            opcode, fin, payload = pieces.popleft()
+            if opcode != OPCODE_CONTINUATION:
+                self._opcode = opcode
             self._is_torn = not fin
             parts.append(payload)
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def next_piece(self) -> Piece | Ping | Pong | Close | None:
+        """Take what is in hand of one data message, joined, or the next control frame; None: more data is needed.
+
+        From here until a piece with ``fin`` `next_event` cannot assemble the message. Called inside a message that
+        `next_event` has begun to collect, it hands over what was collected; behind `take_bytes`, the rest.
+
+        Raises:
+          RemoteProtocolError: as `next_event`, but neither for text that is not UTF-8 nor for long messages.
+        """
+        if self._close is not None:
+            return None
+        pieces = self._pieces
+        parts: list[bytes] = []
+        if self._is_collecting:
+            parts.append(self._give_up_collecting())
+        fin = False
+        while not fin and pieces and pieces[0][0] <= OPCODE_BINARY:
+            opcode, fin, payload = pieces.popleft()
+            if opcode != OPCODE_CONTINUATION:
+                self._opcode = opcode
+            self._is_torn = not fin
+            parts.append(payload)
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        if data or fin:
+            return Piece(self._opcode == OPCODE_TEXT, data, fin)
+        if not pieces:
+            if self._failure is not None:
+                raise self._failure
+            return None
+        try:
+            return self._next_control()
+        except RemoteProtocolError as error:
+            self._fail(error)
+            raise
 
     def next_event(self) -> Event | None:
         """Take the next whole message or control frame; None means that more data is needed.
@@ -220,7 +272,7 @@ class MessageReader:
         Raises:
           RemoteProtocolError: the peer broke RFC 6455 (1002), sent text that is not UTF-8 (1007) or a message over the
             bound (1009). Every later call raises it again.
-          LocalProtocolError: the rest of a message that `take_bytes` has begun stands here.
+          LocalProtocolError: the rest of a message that `take_bytes` or `next_piece` has begun stands here.
         """
         if self._close is not None:
             return None
@@ -229,20 +281,26 @@ class MessageReader:
                 if (event := self._next_of_pieces()) is not None:
                     return event
         except RemoteProtocolError as error:
-            self._pieces.clear()
-            self._failure = error
+            self._fail(error)
         if self._failure is not None:
             raise self._failure
         return None
+
+    def _fail(self, error: RemoteProtocolError) -> None:
+        self._pieces.clear()
+        self._failure = error
 
     def _next_of_pieces(self) -> Event | None:
         opcode, fin, payload = self._pieces[0]
         if opcode <= OPCODE_BINARY:
             if self._is_torn:
-                raise LocalProtocolError("the message under way was read as bytes; read on as bytes")
+                raise LocalProtocolError("the message under way was read in part; read on like that")
             self._pieces.popleft()
             return self._collect(opcode, fin, payload)
-        self._pieces.popleft()
+        return self._next_control()
+
+    def _next_control(self) -> Ping | Pong | Close:
+        opcode, _, payload = self._pieces.popleft()
         if opcode == OPCODE_PING:
             return Ping(payload)
         if opcode == OPCODE_PONG:
@@ -284,6 +342,12 @@ class MessageReader:
         except UnicodeDecodeError:
             raise RemoteProtocolError("text is not UTF-8", section="RFC 6455 8.1", close_code=1007) from None
         return None
+
+    def _give_up_collecting(self) -> bytes:
+        collected = bytes(self._partial)
+        self._is_torn = True
+        self._forget_message()
+        return collected
 
     def _forget_message(self) -> None:
         # A new buffer, not a cleared one: an idle leg must not keep the capacity of its longest message.

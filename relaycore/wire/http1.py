@@ -37,6 +37,7 @@ from . import limits
 from .status import one_line
 
 __all__ = [
+    "LAST_CHUNK",
     "Body",
     "EndOfRequest",
     "Headers",
@@ -47,6 +48,7 @@ __all__ = [
     "ResponseReader",
     "build_request",
     "build_response",
+    "encode_chunk",
     "is_token",
     "is_value",
     "split_list",
@@ -76,6 +78,9 @@ _CHUNK_LINE = re.compile(
 _TRAILER_LINE = re.compile(rf"{_TOKEN_CLASS}+:[\t\x20-\x7e\x80-\xff]*".encode("latin-1"))
 
 _END_OF_HEAD: Final = b"\r\n\r\n"
+
+LAST_CHUNK: Final = b"0\r\n\r\n"
+"""The end of a body in chunks, without trailer fields (RFC 9112 7.1)."""
 
 
 def is_token(text: str) -> bool:
@@ -200,6 +205,11 @@ class RequestHead:
     def keep_alive(self) -> bool:
         """Whether another request may follow. HTTP/1.0 clients are answered and closed."""
         return self.http_version == "1.1" and not _has_member(self.headers, "Connection", "close")
+
+    @property
+    def expects_continue(self) -> bool:
+        """Whether the client may wait for a 100 before it sends its body (RFC 9110 10.1.1)."""
+        return self.http_version == "1.1" and _has_member(self.headers, "Expect", "100-continue")
 
     @property
     def content_length(self) -> int | None:
@@ -651,6 +661,17 @@ def build_response(status: int, reason: str, headers: Iterable[tuple[str, str]],
         raise LocalProtocolError(f"status {status} cannot be sent", section="RFC 9112 4")
     head = f"HTTP/1.1 {status} {one_line(reason)}\r\n{''.join(_build_fields(headers))}\r\n"
     return head.encode("latin-1") + body
+
+
+def encode_chunk(data: BytesLike) -> bytes:
+    """Return one chunk of a body (RFC 9112 7.1). `LAST_CHUNK` ends the body.
+
+    Raises:
+      LocalProtocolError: no data; an empty chunk would end the body.
+    """
+    if not data:
+        raise LocalProtocolError("an empty chunk would end the body", section="RFC 9112 7.1")
+    return b"".join((b"%x\r\n" % len(data), data, b"\r\n"))
 
 
 def build_request(method: str, target: str, headers: Iterable[tuple[str, str]]) -> bytes:

@@ -13,7 +13,7 @@ from relaycore._native import encode_frame
 from relaycore.errors import ConnectionLost, LocalProtocolError, RemoteProtocolError
 from relaycore.net.errors import StreamLost
 from relaycore.net.websocket import WebSocketLeg
-from relaycore.wire.frames import Binary, Close, Ping, Pong, Text
+from relaycore.wire.frames import Binary, Close, Piece, Ping, Pong, Text
 
 
 def legs(pair: Callable[[], tuple[trio.abc.Stream, trio.abc.Stream]] = memory_stream_pair, **options):
@@ -83,7 +83,42 @@ async def test_large_messages_leave_in_frames_of_64_kib():
     await server.send_binary(payload[:65_536])
     assert slow.sent[2][0] == 0x82
     await server.send_binary(payload + b"x")
-    assert [(frame[0], len(frame)) for frame in slow.sent[3:]] == [(0x02, 65_546), (0x00, 65_546), (0x80, 3)]
+    assert [(frame[0], len(frame)) for frame in slow.sent[3:]] == [
+        (0x02, 65_546),
+        (0x00, 65_546 + 3),  # the rest is short and leaves with it
+    ]
+    assert slow.sent[4][65_546:] == b"\x80\x01x"
+    assert await client.receive() == Binary(payload[:65_536])
+    assert await client.receive() == Binary(payload + b"x")
+
+
+async def test_messages_leave_together():
+    """spec 9.2: a request and its body are one send; nothing comes between."""
+    near, far = memory_stream_pair()
+    slow = SlowStream(near)
+    server = WebSocketLeg(slow, role="server")
+    client = WebSocketLeg(far, role="client")
+    body = bytes(1024)
+    await server.send_messages(['{"request":{}}', body])
+    assert len(slow.sent) == 1
+    assert await client.receive() == Text('{"request":{}}')
+    assert await client.receive() == Binary(body)
+
+
+async def test_fragments_make_one_message():
+    """spec 9.5: one binary message for each body, first frame opcode 2, further frames opcode 0, the last one FIN."""
+    near, far = memory_stream_pair()
+    slow = SlowStream(near)
+    server = WebSocketLeg(slow, role="server")
+    client = WebSocketLeg(far, role="client")
+    await server.send_fragment(b"ab", fin=False)
+    await server.send_fragment(b"", fin=False)
+    await server.send_fragment(b"cd", fin=False)
+    await server.send_fragment(b"", fin=True)
+    assert slow.sent == [b"\x02\x02ab", b"\x00\x02cd", b"\x80\x00"]
+    assert await client.receive_piece() == Piece(False, b"abcd", True)
+    await server.send_close()
+    assert await client.receive_piece() == Close(1000)
 
 
 async def test_bytes_lose_boundaries():

@@ -54,6 +54,13 @@ def test_stripping_table(sent, seen):
     assert (f"?{stripped}" if stripped else "") == seen
 
 
+@pytest.mark.parametrize(("sent", "seen"), STRIPPING)
+def test_stripping_table_in_a_request_target(sent, seen):
+    """spec 2.4: the table of required results, for a relayed request."""
+    asked = address.parse_http_target(f"/hyco/x{sent}")
+    assert address.request_target(asked.raw_path, asked.user_query, raw=False) == f"/hyco/x{seen}"
+
+
 @pytest.mark.parametrize("name", ["sb-hc-id", "SB-HC-ID", "Sb-Hc-Anything", "%73b-hc-id", "sb%2Dhc%2Did", "sb-hc-"])
 def test_stripping_decodes_the_name(name):
     """spec 2.4: the decoded name counts, in any case."""

@@ -21,6 +21,7 @@ from relaycore.wire.frames import (
     Close,
     Event,
     MessageReader,
+    Piece,
     Ping,
     Pong,
     Text,
@@ -112,6 +113,29 @@ def test_masked_frames_are_those_of_a_client():
     with pytest.raises(RemoteProtocolError) as caught:
         other.next_event()
     assert caught.value.close_code == 1002
+
+
+def pieces_of(source: MessageReader) -> list[Piece | Ping | Pong | Close]:
+    found = []
+    while (piece := source.next_piece()) is not None:
+        found.append(piece)
+    return found
+
+
+def test_pieces_keep_type_and_ends():
+    """spec 9.5: any number of frames of any size make one body; what is in hand of one message comes joined."""
+    source = reader(max_message_bytes=1)
+    source.receive_data(WIRE)
+    assert pieces_of(source) == [
+        Piece(True, "grüß".encode(), True),
+        Piece(False, b"ab", False),
+        Ping(b"now"),
+        Piece(False, b"cd", True),
+        Pong(b""),
+        Piece(False, b"", True),
+        Piece(True, "ü".encode(), True),
+        Close(1000, "done"),
+    ]
 
 
 def test_bytes_lose_boundaries_and_keep_order():

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from relaycore.errors import LocalProtocolError, RemoteProtocolError
 from relaycore.wire import http1
 from relaycore.wire.http1 import (
+    LAST_CHUNK,
     Body,
     EndOfRequest,
     Headers,
@@ -23,6 +24,7 @@ from relaycore.wire.http1 import (
     ResponseReader,
     build_request,
     build_response,
+    encode_chunk,
 )
 
 GET = b"GET /hyco HTTP/1.1\r\n"
@@ -809,6 +811,17 @@ def test_any_bytes_are_a_response_or_refused(data):
 
 
 # Builders -----------------------------------------------------------------------------------------------------------
+
+
+def test_chunks_then_read():
+    body = encode_chunk(b"a" * 26) + encode_chunk(memoryview(b"b")) + LAST_CHUNK
+    assert body == b"1a\r\n" + b"a" * 26 + b"\r\n1\r\nb\r\n0\r\n\r\n"
+    assert events_of(POST + b"Transfer-Encoding: chunked\r\n\r\n" + body)[1:] == [
+        Body(b"a" * 26 + b"b"),
+        EndOfRequest(),
+    ]
+    with pytest.raises(LocalProtocolError):
+        encode_chunk(b"")
 
 
 def test_build_response_is_one_object():
