@@ -4,6 +4,7 @@ The names in ``__all__`` are the public library::
 
     open_listener(connection_string)   a `trio.abc.Listener` whose connections come through the relay
     open_stream(connection_string)     one connection to whoever listens
+    auth(connection_string)            signs the requests of a common HTTP client
 
 They are imported when they are first used, so that ``import relaycore`` and the commands that need no event loop stay
 quick. `relaycore.testing` has a relay for the tests of programs that use them.
@@ -15,6 +16,7 @@ import importlib
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from .client.auth import SenderAuth, auth
     from .client.connection import Connection, ConnectionInfo, MessageChannel
     from .client.credentials import TokenProvider
     from .client.invitation import FIRST_OFFERED, Accept, AcceptHandler, IncomingConnection, Reject
@@ -77,12 +79,14 @@ __all__ = [
     "Rejected",
     "RelayError",
     "RemoteProtocolError",
+    "SenderAuth",
     "ServerBusy",
     "StreamClosed",
     "StreamGarbled",
     "StreamLost",
     "TokenProvider",
     "__version__",
+    "auth",
     "open_listener",
     "open_stream",
 ]
@@ -90,6 +94,7 @@ __all__ = [
 __version__: Final = "0.1.0"
 
 _ROOMS: Final = {
+    "client.auth": ("SenderAuth", "auth"),
     "client.connection": ("Connection", "ConnectionInfo", "MessageChannel"),
     "client.credentials": ("TokenProvider",),
     "client.invitation": ("FIRST_OFFERED", "Accept", "AcceptHandler", "IncomingConnection", "Reject"),

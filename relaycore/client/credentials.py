@@ -55,12 +55,24 @@ class TokenSource:
           whatever the provider raises.
         """
         found = self._provide(self._audience)
-        text = await found if inspect.isawaitable(found) else found
-        if not isinstance(text, str) or not text:
-            raise ConfigError("the token provider must return a token as text", key="token")
-        if not text.isascii() or not text.isprintable():
-            raise ConfigError("the token holds characters that cannot stand in a header", key="token")
-        return Credential(text, _expiry_of(text))
+        return _credential(await found if inspect.isawaitable(found) else found)
+
+    def fetch_nowait(self) -> Credential:
+        """Get a token where nothing can be awaited, as in a client for threads. Raises as `fetch`."""
+        found = self._provide(self._audience)
+        if inspect.isawaitable(found):
+            if inspect.iscoroutine(found):
+                found.close()
+            raise ConfigError("the token provider must be a plain function here, not an async one", key="token")
+        return _credential(found)
+
+
+def _credential(text: object) -> Credential:
+    if not isinstance(text, str) or not text:
+        raise ConfigError("the token provider must return a token as text", key="token")
+    if not text.isascii() or not text.isprintable():
+        raise ConfigError("the token holds characters that cannot stand in a header", key="token")
+    return Credential(text, _expiry_of(text))
 
 
 def _expiry_of(text: str) -> float | None:
