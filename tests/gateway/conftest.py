@@ -9,7 +9,7 @@ from pathlib import Path
 import peers
 import pytest
 import trio
-from peers import Answer, WirePeer
+from peers import Answer, Asked, HttpAnswer, WirePeer
 
 from relaycore.config import Config, ServerConfig, StoreConfig
 from relaycore.gateway.server import Server, serve
@@ -77,6 +77,22 @@ class Relay:
             nursery.start_soon(send)
             listener = await self.accept(control)
         return control, joined[0], listener
+
+    # Relayed HTTP --------------------------------------------------------------------------------------------------
+
+    async def ask(self, method: str = "GET", target: str = "/open", *arguments, **options) -> WirePeer:
+        """Send an HTTP request on a connection of its own; arguments as of :func:`peers.http_request`."""
+        peer = await self.connect()
+        await peer.send(peers.http_request(method, target, *arguments, **options))
+        return peer
+
+    async def fetch(self, method: str = "GET", target: str = "/open", *arguments, **options) -> HttpAnswer:
+        """Send a request and read its answer, which some listener gives meanwhile."""
+        return await (await self.ask(method, target, *arguments, **options)).read_http(method)
+
+    async def meet(self, asked: Asked) -> WirePeer:
+        """Come to the address of a ``request``."""
+        return await self.come_to(asked.address)
 
     async def settle(self) -> None:
         """Wait until every connection has ended, then check the books."""
