@@ -232,9 +232,20 @@ class Connection(trio.abc.HalfCloseableStream):
         """
         await self._close(CloseCode.NORMAL_CLOSURE, "CloseAsync", CLOSE_TIMEOUT)
 
-    async def turn_away(self, code: int, close_timeout: float) -> None:
-        """Close with another code and less patience; for connections that nobody wants."""
-        await self._close(code, "", close_timeout)
+    async def turn_away(self, code: int, close_timeout: float = CLOSE_TIMEOUT, *, reason: str = "") -> None:
+        """Close with another code and less patience, otherwise as `aclose`.
+
+        Args:
+          code: the close code; the caller answers for it.
+          close_timeout: seconds for the goodbyes.
+          reason: words for the other side, at most 123 bytes of UTF-8.
+        """
+        await self._close(code, reason, close_timeout)
+
+    @property
+    def close_received(self) -> Close | None:
+        """The other side's Close, once reading has come to it, or None. Its code is None where it named none."""
+        return self._leg.close_received
 
     async def _close(self, code: int, reason: str, close_timeout: float) -> None:
         if self._is_closed:

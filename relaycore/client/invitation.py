@@ -37,6 +37,8 @@ class IncomingConnection:
       remote_endpoint: where the sender dialled from, as the relay saw it; None if the relay does not say.
       subprotocols: as offered by the sender, the preferred one first.
       tracking_id: names this connection in the relay's logs.
+      target: path and query as the sender sent them, still percent-encoded, without ``/$hc`` and without what was meant
+        for the relay: where slashes at the end, or escaped ones, matter.
     """
 
     path: str
@@ -46,6 +48,7 @@ class IncomingConnection:
     remote_endpoint: RemoteEndpoint | None
     subprotocols: tuple[str, ...]
     tracking_id: str
+    target: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,14 +120,16 @@ class Invitation:
         # The relay found our entity at the front of this path, so the suffix begins as many segments further on.
         segments = decode_path(raw_path).removeprefix("$hc/").split("/")
         headers = Headers(message.connectHeaders.items())
+        query = strip_query(raw_query)
         self.incoming = IncomingConnection(
             path=path,
             suffix="/".join(segments[path.count("/") + 1 :]),
-            query=strip_query(raw_query),
+            query=query,
             headers=headers,
             remote_endpoint=message.remoteEndpoint,
             subprotocols=tuple(headers.members("Sec-WebSocket-Protocol")),
             tracking_id=message.id,
+            target="/" + raw_path.removeprefix("/").partition("/")[2] + (f"?{query}" if query else ""),
         )
 
     async def decide(self, handler: AcceptHandler | None) -> Accept | Reject:

@@ -396,6 +396,15 @@ async def test_turning_away_uses_its_own_code(autojump_clock: MockClock):
     assert await peer.receive() == Close(1001)
 
 
+async def test_turning_away_with_words(autojump_clock: MockClock):
+    connection, peer = connection_and_peer()
+    await peer.send_close(4001, "yes")
+    assert connection.close_received is None
+    await connection.turn_away(4000, reason="no")
+    assert await peer.receive() == Close(4000, "no")
+    assert connection.close_received == Close(4001, "yes")
+
+
 async def test_counters_and_name():
     connection, peer = connection_and_peer()
     await connection.send_all(b"123")

@@ -35,6 +35,17 @@ def test_what_a_handler_sees():
     assert incoming.subprotocols == ("p1", "p2")
     assert incoming.remote_endpoint == SENDER
     assert incoming.tracking_id == ID
+    assert incoming.target == "/Dept/Orders/site/x%20y?a=1&&b=%2f"
+
+
+@pytest.mark.parametrize(
+    ("rest", "target"),
+    [("orders?x=1", "/orders?x=1"), ("orders/?x=", "/orders/?x="), ("a%2Fb//c/?sb-hc-rid=s", "/a%2Fb//c/")],
+)
+def test_the_target_keeps_every_slash(rest: str, target: str):
+    """spec 7.1: path and query of the address are the sender's."""
+    assert invitation(f"ws://h/$hc/{rest}").incoming.target == target
+    assert invitation(f"ws://h/%24hc/{rest}").incoming.target == target
 
 
 @pytest.mark.parametrize(
