@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import connections, latency, throughput
+from . import connections, latency, requests, throughput
 from .connections import held_text, hold
 from .loadgen import build
 from .machine import describe
@@ -21,7 +21,7 @@ from .topologies import TOPOLOGIES, Topology
 from .workload import Workload
 
 WORKLOADS: dict[str, Workload] = {
-    each.name: each for each in (*throughput.WORKLOADS, *latency.WORKLOADS, *connections.WORKLOADS)
+    each.name: each for each in (*throughput.WORKLOADS, *latency.WORKLOADS, *connections.WORKLOADS, *requests.WORKLOADS)
 }
 
 

@@ -17,7 +17,7 @@ GIB = 1 << 30
 
 HIGHEST_LATENCY_NS = 600 * 10**9
 
-LOWER_IS_BETTER = ("µs", "CPU s/GiB", "CPU µs/message", "KiB")
+LOWER_IS_BETTER = ("µs", "CPU s/GiB", "CPU µs/message", "CPU µs/request", "KiB")
 """Ends of names of figures that should be small."""
 
 
@@ -40,27 +40,33 @@ def figures_of(result: Mapping[str, Any], *, under_test: int) -> Figures:
       result: its answer.
       under_test: how many of the watched processes, the first ones, are under test; the others are the far end.
 
+    A job of requests says request where the others say message; its CPU per request counts both ways together.
+
     Of several jobs the first one gives the figures; each other one adds its rate under ``beside MiB/s``. CPU figures
     belong to the processes under test and count every message that crossed them, so an echo counts twice.
     """
     job = result["jobs"][0]
     crossings = 2 if job["kind"] in ("echo", "ping", "idle") else 1
+    item = "request" if job["kind"] == "http" else "message"
     everything = result["jobs"]
-    total_bytes = sum(each["bytes"] * (2 if each["kind"] in ("echo", "ping", "idle") else 1) for each in everything)
+    there_and_back = ("echo", "ping", "idle", "http")
+    total_bytes = sum(each["bytes"] * (2 if each["kind"] in there_and_back else 1) for each in everything)
     seconds = job["seconds"]
     cpu = sum(result["watched_cpu_seconds"][:under_test])
-    load_cpu = result["own_cpu_seconds"] + sum(result["watched_cpu_seconds"][under_test:])
+    far_cpu = sum(result["watched_cpu_seconds"][under_test:])
     figures: Figures = {
         "seconds": seconds,
         "MiB/s": job["bytes"] / seconds / MIB,
-        "messages/s": job["messages"] / seconds,
+        f"{item}s/s": job["messages"] / seconds,
         "busy": cpu / result["seconds"],
-        "load busy": load_cpu / result["seconds"],
+        "client busy": result["own_cpu_seconds"] / result["seconds"],
+        "far busy": far_cpu / result["seconds"],
+        "load busy": (result["own_cpu_seconds"] + far_cpu) / result["seconds"],
         "starved": sum(result["watched_waited_seconds"][:under_test]) / result["seconds"],
     }
     if under_test:
         if job["messages"]:
-            figures["CPU µs/message"] = cpu * 1e6 / (job["messages"] * crossings)
+            figures[f"CPU µs/{item}"] = cpu * 1e6 / (job["messages"] * crossings)
         if total_bytes:
             figures["CPU s/GiB"] = cpu / (total_bytes / GIB)
     if job["latency"]:
@@ -87,3 +93,8 @@ class Spread:
 def paired_ratios(values: Mapping[int, float], base: Mapping[int, float]) -> list[float]:
     """Value over base, round by round, for the rounds that both have. Pairs meet the same state of the machine."""
     return [values[number] / base[number] for number in sorted(values) if base.get(number)]
+
+
+def paired_differences(values: Mapping[int, float], base: Mapping[int, float]) -> list[float]:
+    """Value less base, round by round, for the rounds that both have."""
+    return [values[number] - base[number] for number in sorted(values) if number in base]

@@ -17,6 +17,8 @@ from .processes import ROOT, BenchError, start
 
 SOURCES = ROOT / "bench" / "load"
 PROGRAM = ROOT / "build" / "bench" / "rcload"
+HTTP = "http"
+"""The kind of job that sends requests; all others are WebSocket streams."""
 FLAGS = ("-std=c11", "-O2", "-Wall", "-Wextra", "-Werror")
 
 
@@ -43,6 +45,7 @@ class Route:
     """Where the client dials and what stands in between.
 
     ``under_test`` and ``load`` are process ids. ``headers`` may hold tokens: they go over a pipe, never into arguments.
+    ``http`` is the port and target for requests, where the topology carries them.
     """
 
     host: str
@@ -51,11 +54,15 @@ class Route:
     under_test: tuple[int, ...]
     load: tuple[int, ...]
     headers: tuple[str, ...] = field(default=(), repr=False)
+    http: tuple[int, str] | None = None
 
 
 @dataclass(frozen=True)
 class Job:
-    """``count`` streams doing ``kind`` (sink, source, echo, ping, idle, join) with messages of ``size`` bytes."""
+    """``count`` streams doing ``kind`` (sink, source, echo, ping, idle, join) with messages of ``size`` bytes.
+
+    Of kind ``http``: connections, each a closed loop of requests with bodies of ``size`` both ways.
+    """
 
     kind: str
     size: int
@@ -66,7 +73,7 @@ class Load:
     """One running ``rcload``.
 
     Args:
-      role: ``client``, ``server`` or ``listener``.
+      role: ``client``, ``server``, ``origin`` or ``listener``.
       settings: its lines, without the final ``go``.
       log: where its standard error goes.
     """
@@ -118,8 +125,14 @@ def client_settings(
     route: Route, jobs: Iterable[Job], *, warm_s: float, measured_s: float, limit_s: int, hold: bool = False
 ) -> list[str]:
     """Lines for a client on this route. It watches the CPU time of the route's processes, those under test first."""
+    jobs = tuple(jobs)
+    port, target = route.port, route.target
+    if any(job.kind == HTTP for job in jobs):
+        if route.http is None:
+            raise BenchError("this route carries no requests")
+        port, target = route.http
     return [
-        f"address {route.host} {route.port} {route.target}",
+        f"address {route.host} {port} {target}",
         *(f"header {header}" for header in route.headers),
         *(f"job {job.count} {job.kind} {job.size}" for job in jobs),
         *(f"watch {pid}" for pid in (*route.under_test, *route.load)),

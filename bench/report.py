@@ -6,12 +6,16 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .figures import Spread, is_lower_better, paired_ratios
+from .figures import Spread, is_lower_better, paired_differences, paired_ratios
+from .loadgen import HTTP
 from .suite import Pace, Run
-from .workload import Workload
+from .workload import WEBSOCKET, Workload
 
-BASES = ("direct", "haproxy")
+BASES = ("direct", "haproxy", "haproxy-http")
 """Topologies that the headline is put in relation to, where they took part."""
+
+ADDED = {"added p50 µs": "p50 µs", "added p99 µs": "p99 µs"}
+"""Figures that are another figure less that of ``direct`` in the same round."""
 
 IDLE_SHARE = 0.9
 """Below this share of its core, the process under test was waiting: the load side, or latency, set the figure."""
@@ -64,10 +68,14 @@ def by_round(runs: Sequence[Run], workload: str, topology: str, figure: str) -> 
 
 
 def summarise(runs: Sequence[Run], workloads: Sequence[Workload], topologies: Sequence[str]) -> list[dict[str, Any]]:
-    """Per workload and topology: a spread for each figure, and the headline's ratios to the bases."""
+    """Per workload and topology: a spread for each figure, and the headline's ratios to the bases.
+
+    A topology that never met a workload, because it does not carry such, has no entry for it.
+    """
     summary = []
+    met = {(run.workload, run.topology) for run in runs}
     for workload in workloads:
-        for topology in topologies:
+        for topology in (each for each in topologies if (workload.name, each) in met):
             names = sorted(
                 {
                     name
@@ -84,11 +92,16 @@ def summarise(runs: Sequence[Run], workloads: Sequence[Workload], topologies: Se
                 )
                 if found and base != topology:
                     ratios[base] = Spread.of(found)
+            figures = {name: Spread.of(list(each.values())) for name, each in values.items()}
+            for name, origin in ADDED.items():
+                found = paired_differences(values.get(origin, {}), by_round(runs, workload.name, "direct", origin))
+                if found and topology != "direct":
+                    figures[name] = Spread.of(found)
             summary.append(
                 {
                     "workload": workload.name,
                     "topology": topology,
-                    "figures": {name: Spread.of(list(each.values())) for name, each in values.items()},
+                    "figures": figures,
                     "ratios": ratios,
                     "failed_runs": sum(
                         1 for run in runs if run.workload == workload.name and run.topology == topology and run.failure
@@ -106,7 +119,18 @@ def remark(figures: Mapping[str, Spread]) -> str:
 
 
 def digest(workloads: Sequence[Workload], summary: Sequence[Mapping[str, Any]]) -> str:
-    """Two tables of medians, one line per workload and one column per topology: headlines, and what they cost."""
+    """Tables of medians, one line per workload and one column per topology: headlines, and what they cost.
+
+    Streams and requests have tables of their own, because other topologies carry them; requests also have tables of the
+    time that each topology adds to the answer.
+    """
+    kinds = [[each for each in workloads if each.carried == kind] for kind in (WEBSOCKET, HTTP)]
+    return "\n\n".join(_digest_of(kind, summary) for kind in kinds if kind)
+
+
+def _digest_of(workloads: Sequence[Workload], summary: Sequence[Mapping[str, Any]]) -> str:
+    chosen = {workload.name for workload in workloads}
+    summary = [entry for entry in summary if entry["workload"] in chosen]
     names = list(dict.fromkeys(entry["topology"] for entry in summary))
     found = {(entry["workload"], entry["topology"]): entry["figures"] for entry in summary}
 
@@ -115,21 +139,28 @@ def digest(workloads: Sequence[Workload], summary: Sequence[Mapping[str, Any]]) 
         for workload in workloads:
             line = [workload.name, figure(workload)]
             for name in columns:
-                figures = found[workload.name, name]
+                figures = found.get((workload.name, name), {})
                 value = figures.get(figure(workload))
                 mark = remark(figures) if value and name != "direct" and "busy" in workload.shows else ""
                 line.append(number(value.median) + mark if value else "")
             lines.append(line)
         return lines
 
-    headlines = rows("workload", lambda workload: workload.headline, names)
+    tables = [rows("workload", lambda workload: workload.headline, names)]
     priced = [name for name in names if name != "direct"]
-    costs = rows("CPU of the process under test", price, priced)
-    return table(headlines) + ("\n\n" + table([[c.rstrip("*†") for c in row] for row in costs]) if priced else "")
+    if priced:
+        tables.append(rows("CPU of the process under test", price, priced))
+        for name, origin in ADDED.items():
+            if any(name in workload.shows for workload in workloads):
+                tables.append(rows(f"{origin.split()[0]} more than direct", lambda _, name=name: name, priced))
+    unmarked = [[[cell.rstrip("*†") for cell in row] for row in each] for each in tables[1:]]
+    return "\n\n".join(table(each) for each in (tables[0], *unmarked))
 
 
 def price(workload: Workload) -> str:
-    """The CPU figure that suits a workload: large messages cost by the byte, small ones by the message."""
+    """The CPU figure that suits a workload: large messages cost by the byte, small ones and requests by the piece."""
+    if workload.carried == HTTP:
+        return "CPU µs/request"
     return "CPU s/GiB" if max(job.size for job in workload.jobs) >= 4_096 else "CPU µs/message"
 
 
@@ -152,8 +183,10 @@ def workload_table(workload: Workload, summary: Sequence[Mapping[str, Any]], pac
             ratio = entry["ratios"].get(base)
             cells.append(spread_text(ratio, single=single) if ratio else "")
         for name in workload.shows:
-            if name == "busy":
-                cells.append("" if entry["topology"] == "direct" else f"{figures[name].median:.0%}")
+            if name == "busy" and entry["topology"] == "direct":
+                cells.append("")
+            elif name.endswith("busy"):
+                cells.append(f"{figures[name].median:.0%}")
             else:
                 cells.append(number(figures[name].median) if name in figures else "")
         rows.append(cells)

@@ -101,12 +101,12 @@ def opened(topologies: Sequence[Topology], say: Callable[[str], None]) -> Iterat
 def run_suite(
     topologies: Sequence[Topology], workloads: Sequence[Workload], pace: Pace, say: Callable[[str], None]
 ) -> list[Run]:
-    """Every round of everything. A run that fails is kept with its reason, and the others go on."""
+    """Every round of all that each topology carries. A run that fails is kept with its reason, and the others go on."""
     runs: list[Run] = []
     with opened(topologies, say) as routes:
         for number in range(pace.rounds):
             for workload in workloads:
-                for name in (each.name for each in topologies):
+                for name in (each.name for each in topologies if workload.carried in each.carries):
                     run = Run(workload.name, name, number)
                     runs.append(run)
                     route = routes.get(name)

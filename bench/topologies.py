@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from .loadgen import Load, Route
+from .loadgen import HTTP, Load, Route
 from .processes import ROOT, BenchError, ending, start
+from .workload import WEBSOCKET
 
 ANNOUNCE_TIMEOUT = 20.0
 """Seconds that a process under test has to say where it listens."""
@@ -45,7 +46,7 @@ class Stage:
         self._stack.close()
 
     def load(self, role: str, settings: Sequence[str] = ()) -> tuple[Load, dict[str, Any]]:
-        """A far end (``server`` or ``listener``) that is ready, and the answer in which it said so."""
+        """A far end (``server``, ``origin`` or ``listener``) that is ready, and the answer in which it said so."""
         load = Load(role, [*settings, f"limit {LOAD_LIMIT_S}"], log=self._log)
         self._stack.enter_context(ending(load.process))
         return load, load.answer(30.0)
@@ -77,7 +78,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Topology:
-    """A way to stand between; ``missing`` says in a sentence why it cannot be had here, or nothing."""
+    """A way to stand between; ``missing`` says in a sentence why it cannot be had here, or nothing.
+
+    ``carries`` names what it can be asked for: WebSocket streams, HTTP requests or both.
+    """
 
     name: str
     about: str
@@ -85,6 +89,7 @@ class Topology:
     missing: Callable[[], str | None]
     version: Callable[[], str]
     by_default: bool
+    carries: tuple[str, ...] = (WEBSOCKET,)
 
 
 TOPOLOGIES: dict[str, Topology] = {}
@@ -97,11 +102,12 @@ def topology(
     missing: Callable[[], str | None] = lambda: None,
     version: Callable[[], str] = lambda: "",
     by_default: bool = True,
+    carries: tuple[str, ...] = (WEBSOCKET,),
 ) -> Callable[[Callable[[Stage], Route]], Callable[[Stage], Route]]:
     """Enter a function into :data:`TOPOLOGIES`."""
 
     def enter(function: Callable[[Stage], Route]) -> Callable[[Stage], Route]:
-        TOPOLOGIES[name] = Topology(name, about, function, missing, version, by_default)
+        TOPOLOGIES[name] = Topology(name, about, function, missing, version, by_default, carries)
         return function
 
     return enter
@@ -110,10 +116,18 @@ def topology(
 # ---- nothing in between --------------------------------------------------------------------------------------------
 
 
-@topology("direct", "client and server, nothing in between")
+@topology("direct", "client and server, nothing in between", carries=(WEBSOCKET, HTTP))
 def direct(stage: Stage) -> Route:
     server, ready = stage.load("server")
-    return Route("127.0.0.1", ready["port"], "/bench", under_test=(), load=(server.pid,))
+    origin, origin_ready = stage.load("origin")
+    return Route(
+        "127.0.0.1",
+        ready["port"],
+        "/bench",
+        under_test=(),
+        load=(server.pid, origin.pid),
+        http=(origin_ready["port"], "/bench"),
+    )
 
 
 # ---- HAProxy -------------------------------------------------------------------------------------------------------
@@ -130,8 +144,9 @@ def _haproxy_version() -> str:
     return answer.stdout.split(" - ")[0].removeprefix("HAProxy version ").split()[0]
 
 
-def _open_haproxy(stage: Stage, *tuning: str) -> Route:
-    server, ready = stage.load("server")
+def _open_haproxy(stage: Stage, *tuning: str, mode: str = "tcp") -> Route:
+    """One frontend, one server; everything that is not said here is as HAProxy has it by default."""
+    server, ready = stage.load("server" if mode == "tcp" else "origin")
     with socket.create_server(("127.0.0.1", 0), backlog=4096) as listening:
         config = stage.directory / "haproxy.cfg"
         settings = [
@@ -140,7 +155,7 @@ def _open_haproxy(stage: Stage, *tuning: str) -> Route:
             "  maxconn 9000",
             *(f"  {line}" for line in tuning),
             "defaults",
-            "  mode tcp",
+            f"  mode {mode}",
             "  timeout connect 5s",
             "  timeout client 1h",
             "  timeout server 1h",
@@ -156,7 +171,7 @@ def _open_haproxy(stage: Stage, *tuning: str) -> Route:
         )  # connections queue on our socket until it serves them; only a refused configuration must be seen
         if proxy.poll() is not None:
             raise BenchError(f"haproxy did not start:\n{stage.log_tail()}")
-    return Route("127.0.0.1", port, "/bench", under_test=(proxy.pid,), load=(server.pid,))
+    return Route("127.0.0.1", port, "/bench", under_test=(proxy.pid,), load=(server.pid,), http=(port, "/bench"))
 
 
 @topology("haproxy", "HAProxy passing TCP, one thread", missing=_haproxy_missing, version=_haproxy_version)
@@ -173,6 +188,17 @@ def haproxy(stage: Stage) -> Route:
 )
 def haproxy_with_large_buffers(stage: Stage) -> Route:
     return _open_haproxy(stage, "tune.bufsize 65536")
+
+
+@topology(
+    "haproxy-http",
+    "HAProxy in HTTP mode, one thread, connections kept alive on both sides",
+    missing=_haproxy_missing,
+    version=_haproxy_version,
+    carries=(HTTP,),
+)
+def haproxy_http(stage: Stage) -> Route:
+    return _open_haproxy(stage, mode="http")
 
 
 # ---- programs on Trio ----------------------------------------------------------------------------------------------
@@ -235,9 +261,16 @@ def open_relay(stage: Stage, **settings: object) -> Route:
         ],
     )
     target = f"/$hc/{ENTITY}?sb-hc-action=connect"
-    return Route("127.0.0.1", announced["port"], target, (relay.pid,), (listener.pid,), headers)
+    port = announced["port"]
+    return Route("127.0.0.1", port, target, (relay.pid,), (listener.pid,), headers, http=(port, f"/{ENTITY}"))
 
 
-@topology("relay-trio", "relaycore, sessions moved by Trio", missing=_relay_missing, version=_relay_version)
+@topology(
+    "relay-trio",
+    "relaycore, sessions moved by Trio, requests over the control channel or by rendezvous",
+    missing=_relay_missing,
+    version=_relay_version,
+    carries=(WEBSOCKET, HTTP),
+)
 def relay_trio(stage: Stage) -> Route:
     return open_relay(stage)

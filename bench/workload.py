@@ -1,13 +1,15 @@
 """What is asked of every topology.
 
-A workload is one value in the ``WORKLOADS`` of ``throughput``, ``latency`` or ``connections``.
+A workload is one value in the ``WORKLOADS`` of ``throughput``, ``latency``, ``connections`` or ``requests``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .loadgen import Job
+from .loadgen import HTTP, Job
+
+WEBSOCKET = "websocket"
 
 
 @dataclass(frozen=True)
@@ -29,3 +31,8 @@ class Workload:
     shows: tuple[str, ...]
     together: bool = False
     warm: bool = True
+
+    @property
+    def carried(self) -> str:
+        """What a topology must carry for it: :data:`WEBSOCKET` or :data:`HTTP`."""
+        return HTTP if self.jobs and self.jobs[0].kind == HTTP else WEBSOCKET

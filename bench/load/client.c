@@ -2,19 +2,21 @@
  *
  * A job keeps its streams busy until the phase is over and then brings them to rest: only what the other end has confirmed counts,
  * and the clock of a job stops with its last confirmation. In the warm phase both ends compare every byte with the pattern; in the
- * measured one they count bytes and messages, and pings are still compared.
+ * measured one they count bytes and messages, and pings and requests are still compared.
  */
 #include "load.h"
 
+#include <arpa/inet.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <time.h>
 #include <unistd.h>
 
-enum kind { SINK, SOURCE, ECHO, PING, IDLE, JOIN };
-static const char *const kind_names[] = {"sink", "source", "echo", "ping", "idle", "join"};
+enum kind { SINK, SOURCE, ECHO, PING, IDLE, JOIN, HTTP, KINDS };
+static const char *const kind_names[] = {"sink", "source", "echo", "ping", "idle", "join", "http"};
 
 /* Log-linear: 64 steps to each power of two, so a value is off by at most 1/64 of itself. */
 #define STEPS 64
@@ -38,6 +40,16 @@ struct stream {
     uint8_t last_close;
     char answer[COMMAND_BYTES + 1];
     size_t answer_len;
+    struct exchange *exchange; /* HTTP only */
+};
+
+/* The request under way on a connection. */
+struct exchange {
+    struct http_reader in;
+    struct outgoing out;
+    char *head, *id; /* id points into head: REQUEST_ID_CHARS digits, the only part that changes */
+    size_t head_len;
+    uint64_t number;
 };
 
 static const struct settings *settings;
@@ -68,14 +80,17 @@ static uint64_t bucket_value(unsigned index)
     return ((uint64_t)(index % STEPS + STEPS) << shift) + ((uint64_t)1 << shift >> 1);
 }
 
-static const struct conn_ops stream_ops;
+static const struct conn_ops stream_ops, http_ops;
 
 static void dial(struct stream *s)
 {
     const struct listen_line *to = &settings->listens[0];
     dialling++;
     s->sent_ns = now_ns();
-    conn_dial(&s->c, &stream_ops, to->host, to->port, to->target, settings->headers);
+    if (s->job->kind == HTTP)
+        conn_dial(&s->c, &http_ops, to->host, to->port, NULL, NULL);
+    else
+        conn_dial(&s->c, &stream_ops, to->host, to->port, to->target, settings->headers);
 }
 
 static void rest(struct stream *s)
@@ -100,6 +115,41 @@ static void ping(struct stream *s)
         if (n >= 0 && (size_t)n < block->frame)
             conn_queue(&s->c, block->data + n, block->frame - (size_t)n);
     }
+}
+
+/* GET without a body, POST with one. */
+static void make_request_head(struct stream *s)
+{
+    const struct listen_line *to = &settings->listens[0];
+    struct exchange *x = s->exchange = calloc(1, sizeof *x);
+    char host[INET_ADDRSTRLEN], length[100] = "";
+    if (x == NULL)
+        fatal("out of memory");
+    inet_ntop(AF_INET, &to->host, host, sizeof host);
+    if (s->job->size > 0)
+        snprintf(length, sizeof length, "Content-Type: application/octet-stream\r\nContent-Length: %zu\r\n", s->job->size);
+    int len = asprintf(&x->head, "%s %s HTTP/1.1\r\nHost: %s:%u\r\n" REQUEST_ID_HEADER ": %0*x\r\n%s%s\r\n",
+                       s->job->size > 0 ? "POST" : "GET", to->target, host, to->port, REQUEST_ID_CHARS, 0, length,
+                       settings->headers);
+    if (len < 0)
+        fatal("out of memory");
+    x->head_len = (size_t)len;
+    x->id = strstr(x->head, "\r\n" REQUEST_ID_HEADER) + sizeof REQUEST_ID_HEADER + 3;
+    x->number = (uint64_t)(s - streams) << 40;
+    x->in.reads_answers = true;
+}
+
+static void request(struct stream *s)
+{
+    static const char digits[] = "0123456789abcdef";
+    struct exchange *x = s->exchange;
+    uint64_t number = ++x->number;
+    for (unsigned i = REQUEST_ID_CHARS; i-- > 0; number >>= 4)
+        x->id[i] = digits[number & 15];
+    x->out = (struct outgoing){{{x->head, x->head_len}, {pattern, s->job->size}}, 0, 2};
+    s->received_bytes = 0;
+    s->sent_ns = now_ns();
+    conn_send_parts(&s->c, &x->out);
 }
 
 static void begin(struct stream *s)
@@ -128,6 +178,11 @@ static void begin(struct stream *s)
             conn_queue_frame(&s->c, OP_CLOSE, "\x03\xe8", 2);
         else
             dial(s);
+        break;
+    case HTTP:
+        request(s);
+        break;
+    case KINDS:
         break;
     }
     if (s->c.state == CONN_OPEN)
@@ -276,6 +331,81 @@ static void stream_lost(struct conn *c, const char *why)
 
 static const struct conn_ops stream_ops = {stream_opened, stream_data, stream_writable, stream_lost};
 
+/* ---- requests ---------------------------------------------------------------------------------------------------- */
+
+static void check_answer_head(struct stream *s)
+{
+    struct exchange *x = s->exchange;
+    char id[REQUEST_ID_CHARS + 1];
+    if (strncmp(x->in.head, "HTTP/1.1 200", 12) != 0)
+        fatal("a request was answered with: %.*s", (int)strcspn(x->in.head, "\r\n"), x->in.head);
+    if (x->out.at < x->out.count)
+        fatal("a request was answered before it was sent");
+    if (!find_header(x->in.head, REQUEST_ID_HEADER, id, sizeof id) || memcmp(id, x->id, REQUEST_ID_CHARS) != 0)
+        fatal("a request was answered with another's answer");
+    if (find_header(x->in.head, "Connection", id, sizeof id) && strcasecmp(id, "close") == 0)
+        fatal("a connection that closes with its answer");
+}
+
+static void http_data(struct conn *c, uint8_t *data, size_t len)
+{
+    struct stream *s = (struct stream *)c;
+    struct exchange *x = s->exchange;
+    uint8_t *end = data + len, *part;
+    size_t part_len;
+    while (c->state == CONN_OPEN) {
+        if (s->at_rest && data < end)
+            fatal("an answer without a request");
+        switch (http_next(&x->in, &data, end, &part, &part_len)) {
+        case HTTP_HEAD:
+            check_answer_head(s);
+            break;
+        case HTTP_BODY:
+            if (s->received_bytes + part_len > s->job->size || memcmp(part, pattern + s->received_bytes, part_len) != 0)
+                fatal("http: a body arrived changed behind byte %llu", (unsigned long long)s->received_bytes);
+            s->received_bytes += part_len;
+            break;
+        case HTTP_END:
+            if (s->received_bytes != s->job->size)
+                fatal("http: a body of %zu bytes arrived with %llu", s->job->size, (unsigned long long)s->received_bytes);
+            count_latency(s->job, now_ns() - s->sent_ns);
+            s->job->bytes += s->received_bytes;
+            s->job->messages++;
+            if (over)
+                rest(s);
+            else
+                request(s);
+            break;
+        case HTTP_MORE:
+            return;
+        case HTTP_BROKEN:
+            fatal("http: an answer with broken framing");
+        }
+    }
+}
+
+static void http_writable(struct conn *c)
+{
+    conn_send_parts(c, &((struct stream *)c)->exchange->out);
+}
+
+static void http_opened(struct conn *c)
+{
+    (void)c;
+    dialling--;
+    open_count++;
+}
+
+static void http_lost(struct conn *c, const char *why)
+{
+    (void)c;
+    fatal("http connection lost while %s: %s", phase, why);
+}
+
+static const struct conn_ops http_ops = {http_opened, http_data, http_writable, http_lost};
+
+/* ---- phases and their figures ------------------------------------------------------------------------------------ */
+
 /* CPU time of a process, all its threads, user and system, in ns; 0 when it is gone. */
 static uint64_t cpu_ns(int pid)
 {
@@ -381,7 +511,10 @@ static void leave(void)
 {
     leaving = true;
     for (unsigned i = 0; i < stream_count; i++) {
-        if (streams[i].c.state == CONN_OPEN) {
+        if (streams[i].job->kind == HTTP) {
+            conn_drop(&streams[i].c);
+            open_count--;
+        } else if (streams[i].c.state == CONN_OPEN) {
             conn_queue_frame(&streams[i].c, OP_CLOSE, "\x03\xe8", 2);
             conn_flush(&streams[i].c);
         }
@@ -416,15 +549,17 @@ void run_client(const struct settings *given)
         job->size = line->size;
         job->count = line->count;
         unsigned kind = 0;
-        while (kind < JOIN && strcmp(kind_names[kind], line->kind) != 0)
+        while (kind < KINDS && strcmp(kind_names[kind], line->kind) != 0)
             kind++;
-        if (strcmp(kind_names[kind], line->kind) != 0)
+        if (kind == KINDS)
             fatal("a job that is not known: %s", line->kind);
         job->kind = (enum kind)kind;
         job->block = block_of(job->size, true);
         for (unsigned k = 0; k < line->count; k++) {
             streams[next].job = job;
             streams[next].at_rest = true;
+            if (job->kind == HTTP)
+                make_request_head(&streams[next]);
             dial(&streams[next++]);
             while (dialling >= settings->parallel)
                 loop_turn(-1);

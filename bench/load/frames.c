@@ -174,3 +174,27 @@ const struct block *block_of(size_t message, bool masked)
     blocks = b;
     return b;
 }
+
+const struct block *masked_message_of(size_t message)
+{
+    static struct block *blocks;
+    for (struct block *b = blocks; b != NULL; b = b->next)
+        if (b->message == message)
+            return b;
+    struct block *b = malloc(sizeof *b);
+    uint8_t *data = malloc(message + 14 * (message / FRAME_BYTES + 1)), *out = data;
+    if (b == NULL || data == NULL)
+        fatal("out of memory");
+    size_t done = 0;
+    do {
+        size_t len = message - done < FRAME_BYTES ? message - done : FRAME_BYTES;
+        out += frame_header(out, done == 0 ? OP_BINARY : OP_CONTINUATION, done + len == message, len, mask_key);
+        xor_key(out, pattern + done, len, mask_key);
+        out += len;
+        done += len;
+    } while (done < message);
+    size_t len = (size_t)(out - data);
+    *b = (struct block){.message = message, .frame = len, .len = len, .masked = true, .data = data, .next = blocks};
+    blocks = b;
+    return b;
+}

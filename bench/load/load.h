@@ -1,10 +1,12 @@
-/* rcload: the load side of the benchmarks. One program, three roles:
+/* rcload: the load side of the benchmarks. One program, four roles:
  *
- *   client     dials a WebSocket address many times and runs jobs over the connections
+ *   client     dials an address many times and runs jobs over the connections: WebSocket streams, or HTTP requests
  *   server     a plain WebSocket server: the far end of the direct and proxied topologies
- *   listener   a relay listener: holds control channels, dials each rendezvous address it is given
+ *   origin     a plain HTTP server: the same for requests
+ *   listener   a relay listener: holds control channels, dials each rendezvous address it is given, answers requests
  *
- * Server and listener do the same work for a stream (peer.c), so that topologies differ only in what stands between.
+ * Server and listener do the same work for a stream (peer.c), origin and listener for a request, so that topologies differ only
+ * in what stands between.
  *
  * Everything is one thread over one level-triggered epoll, one system call per stream and turn. The role is the only
  * argument; the rest, tokens included, comes as lines on standard input up to the line "go" (main.c lists them). Answers are
@@ -19,10 +21,12 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/uio.h>
 
 #define MAX_MESSAGE_BYTES ((size_t)4 << 20)
 #define READ_BYTES ((size_t)256 << 10)
 #define HEAD_BYTES 8192
+#define FRAME_BYTES ((size_t)65536)
 #define COMMAND_BYTES 125
 #define CONTROL_MESSAGE_BYTES 65536
 
@@ -81,6 +85,8 @@ struct block {
     struct block *next;
 };
 const struct block *block_of(size_t message, bool masked);
+/* One masked binary message in frames of at most 64 KiB, the last one final. Made once per size and kept. */
+const struct block *masked_message_of(size_t message);
 
 /* ---- net.c: connections ------------------------------------------------------------------------------------------ */
 
@@ -100,6 +106,12 @@ struct conn_ops {
     void (*lost)(struct conn *c, const char *why);
 };
 
+/* What is to be sent next, straight from the memory that its parts name. */
+struct outgoing {
+    struct iovec parts[3];
+    unsigned at, count;
+};
+
 enum conn_state { CONN_CLOSED, CONN_DIALING, CONN_AWAITS_101, CONN_AWAITS_REQUEST, CONN_OPEN };
 
 struct conn {
@@ -108,8 +120,9 @@ struct conn {
     enum conn_state state;
     uint32_t interest;
     bool is_client; /* dialled: masks what it sends */
+    bool is_plain;  /* no WebSocket: open as soon as it stands, opened() is called, then data() with every byte */
     bool wants_out, paused, free_when_dropped;
-    bool mid_frame; /* conn_pump stopped inside a frame: nothing else may be queued */
+    bool mid_frame; /* conn_pump or conn_send_parts stopped inside a frame: nothing else may be queued */
     struct queue out;
     struct frame_reader in;
     uint8_t control[COMMAND_BYTES]; /* payload of the ping or Close being read */
@@ -132,10 +145,12 @@ void loop_read_commands(void (*line)(char *line));
 
 /* Listens on 127.0.0.1 and a free port, which is returned; incoming gets each accepted socket. */
 int listen_on_loopback(void (*incoming)(int fd));
-/* Starts dialling; headers are complete lines with CRLF. Loss is reported through ops->lost. */
+/* Starts dialling; headers are complete lines with CRLF. Loss is reported through ops->lost. Target NULL: a plain connection. */
 void conn_dial(struct conn *c, const struct conn_ops *ops, struct in_addr host, uint16_t port, const char *target,
                const char *headers);
 void conn_accept(struct conn *c, const struct conn_ops *ops, int fd);
+/* The same for a plain connection; opened() is not called. */
+void conn_accept_plain(struct conn *c, const struct conn_ops *ops, int fd);
 void conn_queue(struct conn *c, const void *data, size_t len);
 /* Room for len bytes at the end of the queue, to be written at once. */
 uint8_t *conn_reserve(struct conn *c, size_t len);
@@ -148,12 +163,61 @@ long conn_send(struct conn *c, const uint8_t *data, size_t len);
 /* Sends the next part of an endless run of block; *position counts the bytes of it sent so far. One system call. With stopping
  * it goes no further than the end of the frame under way. Returns true when it stands there. */
 bool conn_pump(struct conn *c, const struct block *block, uint64_t *position, bool stopping);
+/* Sends on what is left of out, behind what is queued, and asks for writable() while there is more. Returns true when all is gone. */
+bool conn_send_parts(struct conn *c, struct outgoing *out);
 /* Takes a piece of a control frame. A whole ping or Close is answered in kind, except inside a frame that conn_pump has half
  * sent: there it is left unanswered. */
 void conn_control(struct conn *c, struct piece *piece);
 void conn_update_interest(struct conn *c);
 /* Closes the socket now. Frees c at the end of the turn if free_when_dropped. */
 void conn_drop(struct conn *c);
+
+/* Value of a header in a head that ends in CRLF CRLF, copied up to its first blank; false when it is not there. */
+bool find_header(const char *head, const char *name, char *out, size_t out_len);
+
+/* ---- http.c: HTTP/1.1 with keep-alive, one request at a time ------------------------------------------------------ */
+
+#define REQUEST_ID_CHARS 16
+#define REQUEST_ID_HEADER "Bench-Id"
+
+enum http_event { HTTP_BROKEN, HTTP_MORE, HTTP_HEAD, HTTP_BODY, HTTP_END };
+
+struct http_reader {
+    bool reads_answers;
+    enum { HTTP_IN_HEAD, HTTP_IN_SIZED, HTTP_IN_SIZE, HTTP_IN_CHUNK, HTTP_BEHIND_CHUNK, HTTP_AT_END } part;
+    char head[HEAD_BYTES];
+    size_t head_len;
+    unsigned digits;
+    bool last_chunk, behind_cr;
+    uint64_t left;
+};
+
+/* Takes the next event off *at, which moves on. HTTP_HEAD: reader->head is whole and ends in NUL, until the next call behind
+ * HTTP_END. HTTP_BODY: *data and *len are a part of the body, never empty. Bodies are sized or chunked; an answer with neither is
+ * broken, since no connection here ends with its answer. */
+enum http_event http_next(struct http_reader *reader, uint8_t **at, uint8_t *end, uint8_t **data, size_t *len);
+
+/* ---- json.c: a look into one control message ---------------------------------------------------------------------- */
+
+struct json_request {
+    char address[4096];
+    char id[128];
+    char bench_id[REQUEST_ID_CHARS + 1];
+    bool has_method, has_body;
+};
+
+/* The rendezvous address of an accept message; false for anything else. */
+bool read_accept(const char *text, char *address, size_t address_len);
+/* A request message, in full or with its address only (then has_method is false); false for anything else. */
+bool read_request(const char *text, struct json_request *out);
+
+/* ---- peer.c ------------------------------------------------------------------------------------------------------- */
+
+/* Dials a rendezvous address of an accept message; the new stream is obedient like those of the server. */
+void peer_dial(struct in_addr host, uint16_t port, const char *target);
+/* What run_server and run_listener answer to "count". */
+void answer_count(char *line);
+extern unsigned listening, requests, failures;
 
 /* ---- the roles --------------------------------------------------------------------------------------------------- */
 
@@ -189,6 +253,7 @@ struct settings {
 
 void run_client(const struct settings *settings);
 void run_server(const struct settings *settings);
+void run_origin(const struct settings *settings);
 void run_listener(const struct settings *settings);
 
 #endif

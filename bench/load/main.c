@@ -2,7 +2,8 @@
  *
  *   address HOST PORT TARGET [COUNT]   client: what to dial; listener: one entity and its number of control channels (repeats)
  *   header NAME: VALUE                 more head lines for what is dialled (not for rendezvous)
- *   job COUNT KIND SIZE                client: COUNT streams of sink, source, echo, ping, idle or join with messages of SIZE bytes
+ *   job COUNT KIND SIZE                client: COUNT streams of sink, source, echo, ping, idle or join with messages of SIZE bytes,
+ *                                      or COUNT connections of http with request and response bodies of SIZE
  *   watch PID                          client: a process whose CPU time is measured with the jobs
  *   warm SECONDS / seconds SECONDS     client: lengths of the phases
  *   hold                               client: print "ready" with all streams open and wait for the line "finish"
@@ -58,7 +59,7 @@ static void read_setting(struct settings *s, char *line)
         sprintf(s->headers + had, "%s\r\n", line + 7);
     } else if (sscanf(line, "job %u %15s %zu", &count, kind, &size) == 3) {
         struct job_line *j = &s->jobs[s->job_count];
-        if (s->job_count++ == MAX_JOBS || count == 0 || size == 0 || size > MAX_MESSAGE_BYTES)
+        if (s->job_count++ == MAX_JOBS || count == 0 || size > MAX_MESSAGE_BYTES || (size == 0 && strcmp(kind, "http") != 0))
             fatal("a job that cannot be run");
         j->count = count;
         j->size = size;
@@ -113,9 +114,11 @@ int main(int argc, char **argv)
         run_client(&settings);
     else if (argc == 2 && strcmp(argv[1], "server") == 0)
         run_server(&settings);
+    else if (argc == 2 && strcmp(argv[1], "origin") == 0)
+        run_origin(&settings);
     else if (argc == 2 && strcmp(argv[1], "listener") == 0)
         run_listener(&settings);
     else
-        fatal("usage: rcload client|server|listener, settings on standard input");
+        fatal("usage: rcload client|server|origin|listener, settings on standard input");
     return 0;
 }

@@ -221,6 +221,31 @@ long conn_send(struct conn *c, const uint8_t *data, size_t len)
     return -1;
 }
 
+bool conn_send_parts(struct conn *c, struct outgoing *out)
+{
+    c->wants_out = out->at < out->count;
+    while (out->at < out->count && c->out.start == c->out.end) {
+        struct msghdr message = {.msg_iov = out->parts + out->at, .msg_iovlen = out->count - out->at};
+        ssize_t n = sendmsg(c->fd, &message, MSG_NOSIGNAL);
+        if (n < 0 && errno != EAGAIN && errno != EINTR) {
+            lose(c, strerror(errno));
+            return false;
+        }
+        if (n <= 0)
+            break;
+        size_t left = (size_t)n;
+        while (out->at < out->count && left >= out->parts[out->at].iov_len)
+            left -= out->parts[out->at++].iov_len;
+        if (left > 0) {
+            out->parts[out->at].iov_base = (uint8_t *)out->parts[out->at].iov_base + left;
+            out->parts[out->at].iov_len -= left;
+        }
+        c->wants_out = out->at < out->count;
+    }
+    c->mid_frame = c->wants_out && !c->is_plain;
+    return !c->wants_out;
+}
+
 bool conn_pump(struct conn *c, const struct block *block, uint64_t *position, bool stopping)
 {
     size_t offset = *position % block->len, len = block->len - offset;
@@ -289,8 +314,11 @@ void conn_dial(struct conn *c, const struct conn_ops *ops, struct in_addr host, 
     if (connect(fd, (struct sockaddr *)&address, sizeof address) != 0 && errno != EINPROGRESS)
         fatal("connect: %s", strerror(errno));
     c->is_client = true;
+    c->is_plain = target == NULL;
     c->state = CONN_DIALING;
     adopt(c, ops, fd, EPOLLIN | EPOLLOUT);
+    if (c->is_plain)
+        return;
     fresh_key(c->key);
     char name[INET_ADDRSTRLEN], text[64];
     inet_ntop(AF_INET, &host, name, sizeof name);
@@ -312,6 +340,13 @@ void conn_accept(struct conn *c, const struct conn_ops *ops, int fd)
     adopt(c, ops, fd, EPOLLIN);
 }
 
+void conn_accept_plain(struct conn *c, const struct conn_ops *ops, int fd)
+{
+    c->is_plain = true;
+    c->state = CONN_OPEN;
+    adopt(c, ops, fd, EPOLLIN);
+}
+
 int listen_on_loopback(void (*incoming)(int fd))
 {
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
@@ -327,8 +362,7 @@ int listen_on_loopback(void (*incoming)(int fd))
 
 /* ---- handshake --------------------------------------------------------------------------------------------------- */
 
-/* Value of a header in a head that ends in CRLF CRLF, copied without blanks around it; false when it is not there. */
-static bool find_header(const char *head, const char *name, char *out, size_t out_len)
+bool find_header(const char *head, const char *name, char *out, size_t out_len)
 {
     size_t name_len = strlen(name);
     for (const char *line = strstr(head, "\r\n"); line != NULL && line[2] != '\r'; line = strstr(line + 2, "\r\n")) {
@@ -425,7 +459,11 @@ static void serve(struct conn *c, uint32_t events)
         }
         if (!(events & EPOLLOUT))
             return;
-        c->state = CONN_AWAITS_101;
+        c->state = c->is_plain ? CONN_OPEN : CONN_AWAITS_101;
+        if (c->is_plain)
+            c->ops->opened(c);
+        if (c->state == CONN_CLOSED)
+            return;
     }
     if (events & EPOLLOUT) {
         if (c->out.end > c->out.start) {

@@ -1,4 +1,4 @@
-/* The far end of every stream: plain server or relay listener outside, the same obedient stream inside.
+/* The far end of every stream, whether a plain server accepted it or a relay listener dialled it; and the plain server.
  *
  * Text messages are orders from the client, binary messages are data:
  *
@@ -28,7 +28,8 @@ struct peer {
     size_t command_len;
 };
 
-static unsigned streams, failures;
+unsigned listening, requests, failures; /* of the listener, told with our own count */
+static unsigned streams;
 
 static void report(struct peer *p)
 {
@@ -169,6 +170,11 @@ static struct peer *new_peer(void)
     return p;
 }
 
+void peer_dial(struct in_addr host, uint16_t port, const char *target)
+{
+    conn_dial(&new_peer()->c, &peer_ops, host, port, target, "");
+}
+
 /* ---- server ------------------------------------------------------------------------------------------------------ */
 
 static void take_connection(int fd)
@@ -176,7 +182,13 @@ static void take_connection(int fd)
     conn_accept(&new_peer()->c, &peer_ops, fd);
 }
 
-static void answer_count(char *line);
+void answer_count(char *line)
+{
+    if (strcmp(line, "count") != 0)
+        fatal("a command that is not known: %s", line);
+    printf("{\"listening\":%u,\"streams\":%u,\"requests\":%u,\"failures\":%u}\n", listening, streams, requests, failures);
+    fflush(stdout);
+}
 
 void run_server(const struct settings *settings)
 {
@@ -185,180 +197,6 @@ void run_server(const struct settings *settings)
     printf("{\"ready\":true,\"port\":%d}\n", port);
     fflush(stdout);
     loop_read_commands(answer_count);
-    for (;;)
-        loop_turn(-1);
-}
-
-/* ---- listener ---------------------------------------------------------------------------------------------------- */
-
-struct control {
-    struct conn c;
-    const struct listen_line *line;
-    char *message;
-    size_t message_len;
-};
-
-static unsigned dialling, listening;
-static bool is_ready;
-
-static void answer_count(char *line)
-{
-    if (strcmp(line, "count") != 0)
-        fatal("a command that is not known: %s", line);
-    printf("{\"listening\":%u,\"streams\":%u,\"failures\":%u}\n", listening, streams, failures);
-    fflush(stdout);
-}
-
-/* Four hexadecimal digits; above 0xffff when they are none. */
-static unsigned hex4(const char *text)
-{
-    static const char digits[] = "0123456789abcdef";
-    unsigned value = 0;
-    for (int i = 0; i < 4; i++) {
-        const char *digit = text[i] != '\0' ? strchr(digits, text[i] | 0x20) : NULL;
-        if (digit == NULL)
-            return 0x10000;
-        value = value << 4 | (unsigned)(digit - digits);
-    }
-    return value;
-}
-
-/* Unescapes the JSON string that starts behind its quote; ASCII only, which an address always is. */
-static bool read_json_string(const char *at, char *out, size_t out_len)
-{
-    size_t len = 0;
-    for (; *at != '"'; at++) {
-        unsigned c = (unsigned char)*at;
-        if (c == '\\') {
-            c = (unsigned char)*++at;
-            if (c == 'u') {
-                c = hex4(at + 1);
-                at += 4;
-            } else if (c != '/' && c != '"' && c != '\\') {
-                return false;
-            }
-        }
-        if (c < 0x20 || c > 0x7e || len + 1 >= out_len)
-            return false;
-        out[len++] = (char)c;
-    }
-    out[len] = '\0';
-    return true;
-}
-
-/* The rendezvous address of an accept message. remoteEndpoint has an "address" too: the one wanted starts with ws. */
-static bool find_address(const char *message, char *out, size_t out_len)
-{
-    static const char member[] = "\"address\"";
-    for (const char *at = strstr(message, member); at != NULL; at = strstr(at, member)) {
-        at += sizeof member - 1;
-        at += strspn(at, " \t\r\n");
-        if (*at++ != ':')
-            continue;
-        at += strspn(at, " \t\r\n");
-        if (*at++ == '"' && read_json_string(at, out, out_len) && strncmp(out, "ws", 2) == 0)
-            return true;
-    }
-    return false;
-}
-
-static void dial_rendezvous(char *address)
-{
-    struct in_addr host;
-    if (strncmp(address, "ws://", 5) != 0)
-        fatal("a rendezvous address that is not plain ws");
-    char *target = strchr(address + 5, '/'), *colon = strchr(address + 5, ':');
-    if (target == NULL || colon == NULL || colon > target)
-        fatal("a rendezvous address without port or path");
-    *colon = '\0';
-    if (inet_aton(strcmp(address + 5, "localhost") == 0 ? "127.0.0.1" : address + 5, &host) == 0)
-        fatal("a rendezvous address whose host is no IPv4 literal");
-    conn_dial(&new_peer()->c, &peer_ops, host, (uint16_t)atoi(colon + 1), target, "");
-}
-
-static void control_message(struct control *control)
-{
-    char address[4096];
-    control->message[control->message_len] = '\0';
-    if (strstr(control->message, "\"accept\"") == NULL)
-        return;
-    if (!find_address(control->message, address, sizeof address))
-        fatal("an accept message without a usable address");
-    dial_rendezvous(address);
-}
-
-static void control_data(struct conn *c, uint8_t *data, size_t len)
-{
-    struct control *control = (struct control *)c;
-    struct piece piece;
-    uint8_t *end = data + len;
-    int result;
-    while ((result = frame_next(&c->in, &data, end, &piece)) > 0) {
-        if (piece.opcode >= OP_CLOSE) {
-            conn_control(c, &piece);
-        } else if (piece.opcode == OP_TEXT) {
-            if (control->message == NULL && (control->message = malloc(CONTROL_MESSAGE_BYTES + 1)) == NULL)
-                fatal("out of memory");
-            if (control->message_len + piece.len > CONTROL_MESSAGE_BYTES)
-                fatal("a control message of more than %d bytes", CONTROL_MESSAGE_BYTES);
-            memcpy(control->message + control->message_len, piece.data, piece.len);
-            control->message_len += piece.len;
-            if (piece.ends_frame && piece.fin) {
-                control_message(control);
-                free(control->message);
-                control->message = NULL;
-                control->message_len = 0;
-            }
-        }
-    }
-    if (result < 0)
-        fatal("a control channel with broken framing");
-}
-
-static void control_opened(struct conn *c)
-{
-    (void)c;
-    dialling--;
-    listening++;
-}
-
-static void control_lost(struct conn *c, const char *why)
-{
-    if (!is_ready)
-        fatal("control channel %s: %s", ((struct control *)c)->line->target, why);
-    listening--;
-    conn_drop(c);
-}
-
-static void control_writable(struct conn *c)
-{
-    (void)c;
-}
-
-static const struct conn_ops control_ops = {control_opened, control_data, control_writable, control_lost};
-
-void run_listener(const struct settings *settings)
-{
-    unsigned total = 0;
-    loop_read_commands(answer_count);
-    for (unsigned i = 0; i < settings->listen_count; i++) {
-        const struct listen_line *line = &settings->listens[i];
-        for (unsigned k = 0; k < line->count; k++, total++) {
-            struct control *control = calloc(1, sizeof *control);
-            if (control == NULL)
-                fatal("out of memory");
-            control->line = line;
-            dialling++;
-            conn_dial(&control->c, &control_ops, line->host, line->port, line->target, settings->headers);
-            while (dialling >= settings->parallel)
-                loop_turn(-1);
-        }
-    }
-    while (listening < total)
-        loop_turn(-1);
-    is_ready = true;
-    printf("{\"ready\":true,\"listening\":%u}\n", listening);
-    fflush(stdout);
     for (;;)
         loop_turn(-1);
 }

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from bench import __main__ as program
-from bench.loadgen import FLAGS, Job, Load, Route, build, client_settings
+from bench.loadgen import Job, Load, Route, client_settings
 from bench.processes import BenchError, ending
 from bench.suite import Pace, placement, run_once
 from bench.topologies import TOPOLOGIES, Stage
@@ -17,16 +17,7 @@ from bench.workload import Workload
 BRIEF = Pace(rounds=1, warm_s=0.02, measured_s=0.05)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def sanitized_load(tmp_path_factory):
-    """All of it runs under the sanitizers: a generator that corrupts memory measures nothing."""
-    made = build(
-        tmp_path_factory.mktemp("load") / "rcload",
-        [*FLAGS, "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bench.loadgen.build", lambda: made)
-        yield
+pytestmark = pytest.mark.usefixtures("sanitized_load")
 
 
 @contextlib.contextmanager
