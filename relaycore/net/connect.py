@@ -191,7 +191,7 @@ async def open_websocket(
     return OpenedWebSocket(leg, protocol, head.headers)
 
 
-async def _receive_head(stream: trio.abc.Stream, reader: ResponseReader) -> ResponseHead:
+async def _receive_head(stream: trio.abc.Stream, reader: ResponseReader[ResponseHead]) -> ResponseHead:
     while True:
         event = reader.next_event()
         if isinstance(event, ResponseHead):

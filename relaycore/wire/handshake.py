@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ..errors import LocalProtocolError, RemoteProtocolError
-from .http1 import Headers, RequestHead, ResponseHead, is_token, is_value
+from .http1 import Headers, RequestHead, ResponseHead, is_token, is_value, split_list
 from .status import refused_from_status
 
 __all__ = [
@@ -210,6 +210,15 @@ _FATES: Final = {
 }
 
 
+def _nominated(connection: Iterable[str]) -> frozenset[str]:
+    """Return the folded names that ``Connection`` makes hop-by-hop (RFC 9110 7.6.1).
+
+    ``Host`` and ``Via`` are not its to take away: a listener counts on the one, and loops are seen by the other.
+    """
+    named = (member.lower() for value in connection for member in split_list(value))
+    return frozenset(named) - {"host", "via"}
+
+
 def _annotated(via: Iterable[str], via_host: str | None) -> str:
     """Return one ``Via`` with us at its end, in a form that .NET can parse: ``1.1 host[:port]``."""
     own = [] if via_host is None else [f"1.1 {via_host}"]
@@ -220,6 +229,8 @@ def _to_listener(
     headers: Headers, column: _Column, credential_header: str | None, via_host: str | None
 ) -> dict[str, str]:
     is_credential = (credential_header or "").lower() == "authorization"
+    # A handshake keeps its Connection, and so what that names.
+    nominated = _nominated(headers.get_all("Connection")) if column is _Column.REQUEST else frozenset()
     passed: dict[str, str] = {}
     seen: set[str] = set()
     for name, _ in headers:
@@ -229,7 +240,7 @@ def _to_listener(
         seen.add(folded)
         fates = _FATES.get(folded)
         fate = _Fate.PASS if fates is None else fates[column]
-        if fate is _Fate.DROP or (fate is _Fate.DROP_IF_CREDENTIAL and is_credential):
+        if fate is _Fate.DROP or folded in nominated or (fate is _Fate.DROP_IF_CREDENTIAL and is_credential):
             continue
         is_via = fate is _Fate.ANNOTATE
         passed[name] = _annotated(headers.get_all(name), via_host) if is_via else headers.joined(name) or ""
@@ -256,7 +267,9 @@ def connect_headers(headers: Headers, *, credential_header: str | None, via_host
 def request_headers(headers: Headers, *, credential_header: str | None, via_host: str | None) -> dict[str, str]:
     """Return what a listener sees of an HTTP request, as ``requestHeaders``; arguments as in ``connect_headers``.
 
-    Source: wire contract 10, second column.
+    Fields that ``Connection`` names are for the relay alone and go too.
+
+    Source: wire contract 10, second column; RFC 9110 7.6.1.
     """
     return _to_listener(headers, _Column.REQUEST, credential_header, via_host)
 
@@ -265,22 +278,25 @@ def response_headers(headers: Mapping[str, str | Iterable[str]], *, via_host: st
     """Return the header lines that a sender sees of a listener's ``responseHeaders``.
 
     A field that could not stand on the wire (line ends, NUL, characters outside Latin-1, a name that is no token) is
-    dropped alone. Of a value given as several strings only ``Set-Cookie`` becomes several lines.
+    dropped alone, and fields that ``Connection`` names go with it. Of a value given as several strings only
+    ``Set-Cookie`` becomes several lines.
 
     Args:
       headers: as they came in the message.
       via_host: as in ``connect_headers``.
 
-    Source: wire contract 10, third column.
+    Source: wire contract 10, third column; RFC 9110 7.6.1.
     """
+    fields = [
+        (name, name.lower(), [given] if isinstance(given, str) else list(given)) for name, given in headers.items()
+    ]
+    nominated = _nominated(value for _, folded, values in fields if folded == "connection" for value in values)
     lines: list[tuple[str, str]] = []
     via: list[str] = []
-    for name, given in headers.items():
-        values = [given] if isinstance(given, str) else list(given)
-        folded = name.lower()
+    for name, folded, values in fields:
         fates = _FATES.get(folded)
         fate = _Fate.PASS if fates is None else fates[_Column.RESPONSE]
-        if fate is _Fate.DROP or not is_token(name) or not all(map(is_value, values)):
+        if fate is _Fate.DROP or folded in nominated or not is_token(name) or not all(map(is_value, values)):
             continue
         if fate is _Fate.ANNOTATE:
             via += values

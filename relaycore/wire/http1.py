@@ -27,7 +27,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Final, NoReturn, TypeAlias
+from typing import Final, Generic, NoReturn, TypeAlias, TypeVar, cast, overload
 
 import httptools
 
@@ -40,10 +40,12 @@ __all__ = [
     "LAST_CHUNK",
     "Body",
     "EndOfRequest",
+    "EndOfResponse",
     "Headers",
     "RequestEvent",
     "RequestHead",
     "RequestReader",
+    "ResponseEvent",
     "ResponseHead",
     "ResponseReader",
     "build_request",
@@ -75,6 +77,7 @@ _CONTENT_LENGTH = re.compile(r"[0-9]{1,18}")
 _CHUNK_LINE = re.compile(
     rf'([0-9A-Fa-f]{{1,15}})(?:;{_TOKEN_CLASS}+(?:=(?:{_TOKEN_CLASS}+|"[^"\\\r\n]*"))?)*'.encode("ascii")
 )
+_PLAIN_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})\r\n")
 _TRAILER_LINE = re.compile(rf"{_TOKEN_CLASS}+:[\t\x20-\x7e\x80-\xff]*".encode("latin-1"))
 
 _END_OF_HEAD: Final = b"\r\n\r\n"
@@ -169,8 +172,31 @@ def _has_member(headers: Headers, name: str, member: str) -> bool:
     return any(found.lower() == member for found in headers.members(name))
 
 
+class _Framing:
+    """What the fields of a head say about the body behind it, and about the connection."""
+
+    http_version: str
+    headers: Headers
+
+    @property
+    def keep_alive(self) -> bool:
+        """Whether another request may follow. HTTP/1.0 ends with the connection, whatever it asks for."""
+        return self.http_version == "1.1" and not _has_member(self.headers, "Connection", "close")
+
+    @property
+    def content_length(self) -> int | None:
+        """Length of the body in bytes, if it was announced. Only for heads whose framing has been judged."""
+        value = self.headers.get("Content-Length")
+        return None if value is None else int(value)
+
+    @property
+    def is_chunked(self) -> bool:
+        """Whether the body comes in chunks."""
+        return "Transfer-Encoding" in self.headers
+
+
 @dataclass(frozen=True)
-class RequestHead:
+class RequestHead(_Framing):
     """Request line and header fields.
 
     Attributes:
@@ -202,25 +228,9 @@ class RequestHead:
         return self.headers.get("Host") if absolute is None else absolute[1]
 
     @property
-    def keep_alive(self) -> bool:
-        """Whether another request may follow. HTTP/1.0 clients are answered and closed."""
-        return self.http_version == "1.1" and not _has_member(self.headers, "Connection", "close")
-
-    @property
     def expects_continue(self) -> bool:
         """Whether the client may wait for a 100 before it sends its body (RFC 9110 10.1.1)."""
         return self.http_version == "1.1" and _has_member(self.headers, "Expect", "100-continue")
-
-    @property
-    def content_length(self) -> int | None:
-        """Length of the body in bytes, if it was announced."""
-        value = self.headers.get("Content-Length")
-        return None if value is None else int(value)
-
-    @property
-    def is_chunked(self) -> bool:
-        """Whether the body comes in chunks."""
-        return "Transfer-Encoding" in self.headers
 
     @property
     def has_body(self) -> bool:
@@ -229,7 +239,7 @@ class RequestHead:
 
 
 @dataclass(frozen=True)
-class ResponseHead:
+class ResponseHead(_Framing):
     """Status line and header fields. ``reason`` is verbatim, Latin-1, maybe empty."""
 
     status: int
@@ -240,7 +250,7 @@ class ResponseHead:
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """A piece of a request's body, never empty; pieces follow the network, not the sender's chunks."""
+    """A piece of a body, never empty; pieces follow the network, not the sender's chunks."""
 
     data: bytes
 
@@ -250,7 +260,16 @@ class EndOfRequest:
     """The request is complete; the next bytes begin another one."""
 
 
+@dataclass(frozen=True, slots=True)
+class EndOfResponse:
+    """The answer is complete."""
+
+
 RequestEvent: TypeAlias = RequestHead | Body | EndOfRequest
+ResponseEvent: TypeAlias = ResponseHead | Body | EndOfResponse
+
+_Event = TypeVar("_Event")
+_End = TypeVar("_End")
 
 
 def _refuse(message: str, http_status: int = 400, section: str = "RFC 9112") -> NoReturn:
@@ -355,7 +374,53 @@ class _HeadReader:
         return faults
 
 
-class RequestReader:
+class _Reader(Generic[_Event]):
+    """What reading requests and reading answers have in common: heads and bodies, and an error that stays."""
+
+    def __init__(self, heads: _HeadReader) -> None:
+        self._heads = heads
+        self._buffer = bytearray()
+        self._body: _SizedBody | _ChunkedBody | _EndlessBody | None = None
+        self._error: RemoteProtocolError | None = None
+
+    @property
+    def trailing(self) -> bytes:
+        """Bytes that have come and belong to no event yet; behind an upgrade, the peer's first frames."""
+        return bytes(self._buffer)
+
+    def receive_data(self, data: BytesLike) -> None:
+        """Take bytes from the network. Nothing is judged before ``next_event``."""
+        self._buffer += data
+
+    def next_event(self) -> _Event | None:
+        """Return the next event, or None when more bytes are needed.
+
+        Raises:
+          RemoteProtocolError: a rule is broken or a limit passed; ``http_status`` is 400, 414, 431, 501 or 505. Every
+            later call raises it again.
+        """
+        if self._error is not None:
+            raise self._error
+        try:
+            return self._next_event()
+        except RemoteProtocolError as error:
+            self._error = error
+            raise
+
+    def _next_event(self) -> _Event | None:
+        raise NotImplementedError
+
+    def _next_of_body(self, body: _SizedBody | _ChunkedBody | _EndlessBody, end: _End) -> Body | _End | None:
+        piece = body.next_piece(self._buffer)
+        if piece:
+            return Body(piece)
+        if not body.is_complete:
+            return None
+        self._body = None
+        return end
+
+
+class RequestReader(_Reader[RequestEvent]):
     """Reads requests off one connection, one after the other.
 
     Give it bytes with ``receive_data``, then call ``next_event`` until it returns ``None``. A request is a
@@ -378,49 +443,20 @@ class RequestReader:
         max_line_bytes: int = limits.MAX_START_LINE_BYTES,
         max_fields_bytes: int = limits.MAX_REQUEST_HEADERS_BYTES,
     ) -> None:
-        self._heads = _HeadReader(max_head_bytes, max_headers, max_line_bytes, 414)
+        super().__init__(_HeadReader(max_head_bytes, max_headers, max_line_bytes, 414))
         self._max_fields_bytes = max_fields_bytes
-        self._buffer = bytearray()
-        self._body: _SizedBody | _ChunkedBody | None = None
         self._is_upgraded = False
-        self._error: RemoteProtocolError | None = None
 
     @property
     def has_begun(self) -> bool:
         """Whether bytes of a request that is not finished have come."""
         return self._body is not None or bool(self._buffer)
 
-    @property
-    def trailing(self) -> bytes:
-        """Bytes that have come and belong to no event yet; behind an upgrade, the peer's first frames."""
-        return bytes(self._buffer)
-
-    def receive_data(self, data: BytesLike) -> None:
-        """Take bytes from the network. Nothing is judged before ``next_event``."""
-        self._buffer += data
-
-    def next_event(self) -> RequestEvent | None:
-        """Return the next event, or None when more bytes are needed.
-
-        Raises:
-          RemoteProtocolError: 400, 414, 431, 501 or 505; every later call raises it again.
-        """
-        if self._error is not None:
-            raise self._error
-        try:
-            return self._next_event()
-        except RemoteProtocolError as error:
-            self._error = error
-            raise
-
     def _next_event(self) -> RequestEvent | None:
         if self._is_upgraded:
             return None
         if self._body is not None:
-            event = self._body.next_event(self._buffer)
-            if isinstance(event, EndOfRequest):
-                self._body = None
-            return event
+            return self._next_of_body(self._body, EndOfRequest())
         raw = self._heads.extract(self._buffer)
         if raw is None:
             return None
@@ -476,7 +512,7 @@ def _check_host(head: RequestHead) -> None:
         _refuse("Host is not the host of the request target", section="RFC 9112 3.2.2")
 
 
-def _check_framing(head: RequestHead) -> None:
+def _check_framing(head: RequestHead | ResponseHead) -> None:
     lengths = head.headers.get_all("Content-Length")
     codings = head.headers.get_all("Transfer-Encoding")
     # llhttp refuses some of these by itself; which, has changed from release to release.
@@ -492,65 +528,100 @@ def _check_framing(head: RequestHead) -> None:
         _refuse("The only transfer coding understood is chunked", 501, "RFC 9112 6.1")
 
 
+# A body takes its bytes off the front of the buffer. An empty piece means that it is complete, or needs more bytes.
+
+
 class _SizedBody:
     """A body whose length was announced; also none at all."""
 
     def __init__(self, length: int) -> None:
         self._left = length
 
-    def next_event(self, buffer: bytearray) -> Body | EndOfRequest | None:
-        if self._left == 0:
-            return EndOfRequest()
-        if not buffer:
-            return None
+    @property
+    def is_complete(self) -> bool:
+        return self._left == 0
+
+    def next_piece(self, buffer: bytearray) -> bytes:
         piece = bytes(buffer) if len(buffer) <= self._left else bytes(buffer[: self._left])
         del buffer[: len(piece)]
         self._left -= len(piece)
-        return Body(piece)
+        return piece
+
+
+class _EndlessBody:
+    """A body of an answer that ends with the connection (RFC 9112 6.3, rule 8)."""
+
+    is_complete = False
+
+    def next_piece(self, buffer: bytearray) -> bytes:
+        piece = bytes(buffer)
+        buffer.clear()
+        return piece
 
 
 class _ChunkedBody:
     """A body in chunks (RFC 9112 7.1). Extensions and trailer fields must be well-formed, and are dropped."""
 
     def __init__(self) -> None:
+        self.is_complete = False
         self._chunk: _SizedBody | None = None
         self._is_after_chunk = False
         self._trailer_left: int | None = None
+        self._error: RemoteProtocolError | None = None
 
-    def next_event(self, buffer: bytearray) -> Body | EndOfRequest | None:
-        while True:
-            if self._chunk is not None:
-                event = self._chunk.next_event(buffer)
-                if not isinstance(event, EndOfRequest):
-                    return event
+    def next_piece(self, buffer: bytearray) -> bytes:
+        """Join what is in hand: a sender that writes single bytes must not cost an event for each."""
+        if self._error is not None:
+            raise self._error
+        pieces: list[bytes] = []
+        try:
+            while not self.is_complete and self._advance(buffer, pieces):
+                pass
+        except RemoteProtocolError as error:
+            if not pieces:
+                raise
+            self._error = error  # behind the bytes that were good
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _advance(self, buffer: bytearray, pieces: list[bytes]) -> bool:
+        """Take one element of the framing, or a piece of a chunk; False: more bytes are needed."""
+        if self._chunk is not None:
+            piece = self._chunk.next_piece(buffer)
+            if self._chunk.is_complete:
                 self._chunk, self._is_after_chunk = None, True
-            elif self._is_after_chunk:
-                if not b"\r\n".startswith(buffer[:2]):
-                    _refuse("No line end behind a chunk", section="RFC 9112 7.1")
-                if len(buffer) < 2:
-                    return None
-                del buffer[:2]
-                self._is_after_chunk = False
-            elif self._trailer_left is not None:
-                line = self._take_line(buffer, self._trailer_left)
-                if line is None:
-                    return None
-                if not line:
-                    return EndOfRequest()
-                if _TRAILER_LINE.fullmatch(line) is None:
-                    _refuse("Malformed trailer field", section="RFC 9112 7.1.2")
-                self._trailer_left -= len(line) + 2
-            else:
-                line = self._take_line(buffer, limits.MAX_CHUNK_LINE_BYTES)
-                if line is None:
-                    return None
-                self._begin_chunk(line)
+            if not piece:
+                return False
+            pieces.append(piece)
+        elif self._is_after_chunk:
+            if not b"\r\n".startswith(buffer[:2]):
+                _refuse("No line end behind a chunk", section="RFC 9112 7.1")
+            if len(buffer) < 2:
+                return False
+            del buffer[:2]
+            self._is_after_chunk = False
+        elif self._trailer_left is not None:
+            line = self._take_line(buffer, self._trailer_left)
+            if line is None:
+                return False
+            if line and _TRAILER_LINE.fullmatch(line) is None:
+                _refuse("Malformed trailer field", section="RFC 9112 7.1.2")
+            self._trailer_left -= len(line) + 2
+            self.is_complete = not line
+        elif (plain := _PLAIN_CHUNK_LINE.match(buffer)) is not None:
+            line = plain[1]
+            del buffer[: len(line) + 2]
+            self._begin_chunk(int(line, 16))
+        else:
+            line = self._take_line(buffer, limits.MAX_CHUNK_LINE_BYTES)
+            if line is None:
+                return False
+            match = _CHUNK_LINE.fullmatch(line)
+            if match is None:
+                _refuse("Malformed chunk size", section="RFC 9112 7.1")
+            self._begin_chunk(int(match[1], 16))
+        return True
 
-    def _begin_chunk(self, line: bytes) -> None:
-        match = _CHUNK_LINE.fullmatch(line)
-        if match is None:
-            _refuse("Malformed chunk size", section="RFC 9112 7.1")
-        size = int(match[1], 16)
+    def _begin_chunk(self, size: int) -> None:
         if size:
             self._chunk = _SizedBody(size)
         else:
@@ -568,63 +639,112 @@ class _ChunkedBody:
         return line
 
 
-class ResponseReader:
-    """Reads the answer to one upgrade request.
+class ResponseReader(_Reader[_Event]):
+    """Reads the answer to one request. Interim answers (1xx but 101) are passed over.
 
-    ``next_event`` returns the head once and ``None`` ever after; interim answers (1xx but 101) are passed over. What
-    stands behind the head is in ``trailing``: frames after a 101, a body that nobody needs after anything else.
+    Without ``request_method`` this is for upgrade requests: ``next_event`` returns the head once and ``None`` ever
+    after. What stands behind the head is in ``trailing``: frames after a 101, a body that nobody needs after anything
+    else. It is then a ``ResponseReader[ResponseHead]``.
+
+    With it, a ``ResponseReader[ResponseEvent]``, the whole answer is read: a ``ResponseHead``, any number of ``Body``
+    and an ``EndOfResponse``, then ``None`` ever after. A 101 has no end: the connection is not HTTP any more, and
+    ``trailing`` holds what came behind it. Framing is judged as strictly as in requests.
 
     Args:
       max_head_bytes: longest head.
       max_headers: most header fields.
+      request_method: what was asked with, other than CONNECT; an answer to HEAD has no body.
+
+    Source: RFC 9112 6.3.
     """
 
     # A server that only ever announces is not answering.
     _MAX_INTERIM: Final = 8
 
-    def __init__(self, *, max_head_bytes: int = limits.MAX_HEAD_BYTES, max_headers: int = limits.MAX_HEADERS) -> None:
-        self._heads = _HeadReader(max_head_bytes, max_headers, limits.MAX_START_LINE_BYTES, 400)
-        self._buffer = bytearray()
+    @overload
+    def __init__(self: ResponseReader[ResponseHead], *, max_head_bytes: int = ..., max_headers: int = ...) -> None: ...
+
+    @overload
+    def __init__(
+        self: ResponseReader[ResponseEvent],
+        *,
+        max_head_bytes: int = ...,
+        max_headers: int = ...,
+        request_method: str,
+    ) -> None: ...
+
+    def __init__(
+        self,
+        *,
+        max_head_bytes: int = limits.MAX_HEAD_BYTES,
+        max_headers: int = limits.MAX_HEADERS,
+        request_method: str | None = None,
+    ) -> None:
+        super().__init__(_HeadReader(max_head_bytes, max_headers, limits.MAX_START_LINE_BYTES, 400))
+        self._request_method = request_method
         self._interim = 0
         self._is_done = False
-        self._error: RemoteProtocolError | None = None
+        self._is_delimited = False
+        self._has_ended = False
 
     @property
-    def trailing(self) -> bytes:
-        """Bytes behind the head."""
-        return bytes(self._buffer)
+    def is_reusable(self) -> bool:
+        """Whether the connection may carry another request; False until `EndOfResponse` has been returned.
 
-    def receive_data(self, data: BytesLike) -> None:
-        """Take bytes from the network. Nothing is judged before ``next_event``."""
-        self._buffer += data
-
-    def next_event(self) -> ResponseHead | None:
-        """Return the head, or None when more bytes are needed.
-
-        Raises:
-          RemoteProtocolError: this is no HTTP answer, or a limit is passed; every later call raises it again.
+        Not behind HTTP/1.0, ``Connection: close``, a body that ended with the connection, or bytes that nobody asked
+        for. What the request itself said about it is for the caller to remember.
         """
-        if self._error is not None:
-            raise self._error
-        try:
-            return self._next_event()
-        except RemoteProtocolError as error:
-            self._error = error
-            raise
+        return self._is_done and self._is_delimited and not self._has_ended and not self._buffer
 
-    def _next_event(self) -> ResponseHead | None:
-        while not self._is_done:
-            raw = self._heads.extract(self._buffer)
-            if raw is None:
-                return None
+    def receive_eof(self) -> None:
+        """Say that the server will send nothing more. ``next_event`` tells whether this was the end of the answer."""
+        self._has_ended = True
+
+    def _next_event(self) -> _Event | None:
+        return cast("_Event | None", self._next_of_answer())
+
+    def _next_of_answer(self) -> ResponseEvent | None:
+        if self._is_done:
+            return None
+        event = self._next_head() if self._body is None else self._next_of_body(self._body, EndOfResponse())
+        if event is None and self._has_ended:
+            if not isinstance(self._body, _EndlessBody):
+                _refuse("The connection ended within the answer", section="RFC 9112 8")
+            event = EndOfResponse()
+        if isinstance(event, EndOfResponse):
+            self._is_done = True
+        return event
+
+    def _next_head(self) -> ResponseHead | None:
+        while (raw := self._heads.extract(self._buffer)) is not None:
             head = _parse_response_head(raw)
             if head.status == 101 or head.status >= 200:
-                self._is_done = True
+                self._begin_body(head)
                 return head
             self._interim += 1
             if self._interim > self._MAX_INTERIM:
                 _refuse("Too many interim answers", section="RFC 9110 15.2")
         return None
+
+    def _begin_body(self, head: ResponseHead) -> None:
+        if self._request_method is None or head.status == 101:
+            self._is_done = True
+            return
+        _check_framing(head)
+        self._is_delimited = head.keep_alive
+        if self._request_method == "HEAD" or head.status == 304:
+            self._body = _SizedBody(0)
+        elif head.status == 204:
+            self._body = _SizedBody(0)
+            # It must not have any; a server that frames one all the same may send it, too.
+            self._is_delimited &= not head.is_chunked and not head.content_length
+        elif head.is_chunked:
+            self._body = _ChunkedBody()
+        elif head.content_length is not None:
+            self._body = _SizedBody(head.content_length)
+        else:
+            self._body = _EndlessBody()
+            self._is_delimited = False
 
 
 def _parse_response_head(raw: bytes) -> ResponseHead:

@@ -53,6 +53,15 @@ PING_INTERVAL: Final = 60.0
 PINGS_UNANSWERED: Final = 2
 """Unanswered pings after which a listener counts as lost (6.3)."""
 
+HTTP_RESPONSE_TIMEOUT: Final = 60.0
+"""From a request to its ``response`` (14)."""
+
+HTTP_BODY_TIMEOUT: Final = 60.0
+"""Silence inside a body of a relayed request or response (9.8, 14)."""
+
+REQUEST_GATHER_TIMEOUT: Final = 0.1
+"""How long the relay reads on in a chunked request before it decides on the way (9.2)."""
+
 HALF_CLOSED_TIMEOUT: Final = 600.0
 """Idle limit of a session once one side has sent Close (8.7)."""
 

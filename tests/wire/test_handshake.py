@@ -259,6 +259,25 @@ def test_table_of_header_fields(name, spelling):
     assert columns == TABLE[name]
 
 
+NOMINATED = [("X-Own", "1"), ("Via", "1.1 a"), ("Host", "h"), ("X-Other", "2"), ("Cookie", "c")]
+
+
+@pytest.mark.parametrize("connection", [["x-own, HOST", "keep-alive,Via,, cOOkie"], ["X-OWN,host ,via", "Cookie"]])
+def test_what_connection_names_goes_with_it(connection):
+    """RFC 9110 7.6.1: fields named by Connection are for the next hop alone; Host and Via cannot be taken away."""
+    lines = [("Connection", connection[0]), *NOMINATED, ("connection", connection[1])]
+    passed = handshake.request_headers(Headers(lines), credential_header=None, via_host="r")
+    assert passed == {"Via": "1.1 a, 1.1 r", "Host": "h", "X-Other": "2"}
+    answer = {"CONNECTION": iter(connection), **dict(NOMINATED)}
+    assert handshake.response_headers(answer, via_host="r") == [("X-Other", "2"), ("Via", "1.1 a, 1.1 r")]
+
+
+def test_a_handshake_keeps_what_its_connection_names():
+    """spec 10: connectHeaders hold Connection and Upgrade, as the sender sent them."""
+    lines = [("Connection", "Upgrade, X-Own"), ("Upgrade", "websocket"), ("X-Own", "1")]
+    assert handshake.connect_headers(Headers(lines), credential_header=None, via_host=None) == dict(lines)
+
+
 @pytest.mark.parametrize("function", [handshake.connect_headers, handshake.request_headers])
 @pytest.mark.parametrize(
     ("credential_header", "is_passed"),
