@@ -1,4 +1,4 @@
-"""``python -m bench``: run the suite, or ``python -m bench connections``: hold idle connections. See README.md."""
+"""``python -m bench``: run the suite; ``connections``: hold idle ones; ``profile``: look inside. See README.md."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from .loadgen import build
 from .machine import describe
 from .network import separate
 from .processes import BenchError, raise_open_files_limit
+from .profile import profile
 from .report import digest, document, facts_table, noise_line, summarise, workload_table
 from .suite import FULL, QUICK, Run, run_suite
 from .topologies import TOPOLOGIES, Topology
@@ -32,7 +33,7 @@ def say(text: str) -> None:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("what", nargs="?", choices=("suite", "connections", "list"), default="suite")
+    parser.add_argument("what", nargs="?", choices=("suite", "connections", "profile", "list"), default="suite")
     parser.add_argument(
         "--quick", action="store_true", help="one short round: shows that everything runs, not how fast"
     )
@@ -116,6 +117,13 @@ def _connections(options: argparse.Namespace) -> bool:
     return True
 
 
+def _profile(options: argparse.Namespace) -> bool:
+    pace = dataclasses.replace(FULL, measured_s=options.seconds or (QUICK.measured_s if options.quick else 5.0))
+    for workload in _chosen_workloads(options.workloads):
+        print(profile(workload, pace, say), end="\n\n", flush=True)
+    return True
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0, 1 when a run failed, 2 when nothing could be measured."""
     options = _parse(arguments)
@@ -126,7 +134,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         separate()
         raise_open_files_limit(20_000)
         build()
-        return 0 if (_suite if options.what == "suite" else _connections)(options) else 1
+        what = {"suite": _suite, "connections": _connections, "profile": _profile}[options.what]
+        return 0 if what(options) else 1
     except BenchError as error:
         say(f"bench: {error}")
         return 2

@@ -26,13 +26,14 @@ STARVED_SHARE = 0.05
 
 def number(value: float) -> str:
     """Three significant digits, thousands apart."""
-    if value >= 1_000:
+    size = abs(value)
+    if size >= 1_000:
         return f"{value:,.0f}".replace(",", " ")
-    if value >= 100:
+    if size >= 100:
         return f"{value:.0f}"
-    if value >= 10:
+    if size >= 10:
         return f"{value:.1f}"
-    return f"{value:.2f}" if value >= 1 else f"{value:.3f}"
+    return f"{value:.2f}" if size >= 1 else f"{value:.3f}"
 
 
 def spread_text(spread: Spread, *, single: bool) -> str:

@@ -248,9 +248,14 @@ def relay_headers(announced: dict[str, Any]) -> tuple[str, ...]:
     return (f"ServiceBusAuthorization: {token}",)
 
 
-def open_relay(stage: Stage, **settings: object) -> Route:
-    """A relay and its listener; settings by name, two underscores for the dot, beside the defaults."""
+def open_relay(stage: Stage, *, profile: Path | None = None, **settings: object) -> Route:
+    """A relay and its listener; settings by name, two underscores for the dot, beside the defaults.
+
+    With ``profile`` the relay samples itself and writes that file when it ends.
+    """
     changed = [f"--set={name.replace('__', '.')}={json.dumps(value)}" for name, value in settings.items()]
+    if profile is not None:
+        changed.append(f"--profile={profile}")
     relay, announced = stage.run_python("bench.relays.relay", "--entity", ENTITY, *changed)
     headers = relay_headers(announced)
     listener, _ = stage.load(

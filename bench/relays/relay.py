@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+from pathlib import Path
 
 import trio
 
@@ -16,6 +17,7 @@ from relaycore.config import load_config
 from relaycore.gateway.server import serve
 from relaycore.trace import configure_logging
 
+from .sampler import Sampler
 from .stage import announce, parser, wait_input_closed
 
 SETTINGS: dict[str, object] = {
@@ -36,8 +38,10 @@ def read_setting(text: str) -> tuple[str, object]:
 async def main() -> None:
     options = parser(__doc__ or "")
     options.add_argument("--entity", action="append", default=[], help="hybrid connection to create; repeats")
+    options.add_argument("--profile", type=Path, help="file that gets the stacks of a sampler when the relay ends")
     options.add_argument("--set", action="append", default=[], metavar="NAME=JSON", help="a setting; repeats")
     chosen = options.parse_args()
+    sampler = Sampler() if chosen.profile else None
     config = load_config(None, {}, {**SETTINGS, **dict(map(read_setting, chosen.set))})
     with contextlib.closing(configure_logging(config.log)):
         async with trio.open_nursery() as nursery:
@@ -47,6 +51,8 @@ async def main() -> None:
             rule = server.namespace.rules[0]
             announce(chosen.announce, {"port": server.addresses[0][1], "key_name": rule.name, "key": rule.primary_key})
             await wait_input_closed()
+            if sampler is not None:
+                sampler.write(chosen.profile)
             await server.stop(1.0)
 
 
