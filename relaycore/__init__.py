@@ -4,6 +4,7 @@ The names in ``__all__`` are the public library::
 
     open_listener(connection_string)   a `trio.abc.Listener` whose connections come through the relay
     open_stream(connection_string)     one connection to whoever listens
+    serve_http(connection_string, handler)   answers HTTP requests that come through the relay
     auth(connection_string)            signs the requests of a common HTTP client
 
 They are imported when they are first used, so that ``import relaycore`` and the commands that need no event loop stay
@@ -19,6 +20,14 @@ if TYPE_CHECKING:
     from .client.auth import SenderAuth, auth
     from .client.connection import Connection, ConnectionInfo, MessageChannel
     from .client.credentials import TokenProvider
+    from .client.http import (
+        HttpHandler,
+        HttpRequest,
+        HttpResponder,
+        HttpResponse,
+        RequestHandler,
+        serve_http,
+    )
     from .client.invitation import FIRST_OFFERED, Accept, AcceptHandler, IncomingConnection, Reject
     from .client.listener import Listener, open_listener
     from .client.sender import open_stream
@@ -61,6 +70,10 @@ __all__ = [
     "EndpointNotFound",
     "EventStream",
     "GatewayTimeout",
+    "HttpHandler",
+    "HttpRequest",
+    "HttpResponder",
+    "HttpResponse",
     "IncomingConnection",
     "Listener",
     "ListenerEvent",
@@ -79,6 +92,7 @@ __all__ = [
     "Rejected",
     "RelayError",
     "RemoteProtocolError",
+    "RequestHandler",
     "SenderAuth",
     "ServerBusy",
     "StreamClosed",
@@ -89,6 +103,7 @@ __all__ = [
     "auth",
     "open_listener",
     "open_stream",
+    "serve_http",
 ]
 
 __version__: Final = "0.1.0"
@@ -97,6 +112,7 @@ _ROOMS: Final = {
     "client.auth": ("SenderAuth", "auth"),
     "client.connection": ("Connection", "ConnectionInfo", "MessageChannel"),
     "client.credentials": ("TokenProvider",),
+    "client.http": ("HttpHandler", "HttpRequest", "HttpResponder", "HttpResponse", "RequestHandler", "serve_http"),
     "client.invitation": ("FIRST_OFFERED", "Accept", "AcceptHandler", "IncomingConnection", "Reject"),
     "client.listener": ("Listener", "open_listener"),
     "client.sender": ("open_stream",),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 import ssl
+from collections import deque
 from typing import Final
 
 import trio
@@ -27,7 +28,7 @@ from ..wire.messages import encode_renew_token
 from ..wire.status import CloseCode
 from .credentials import AUTHORIZATION_HEADER, Credential
 
-__all__ = ["ControlChannel", "open_control_channel"]
+__all__ = ["ControlChannel", "Posted", "open_control_channel"]
 
 PONG_TIMEOUT: Final = 20.0
 """Seconds that the relay has for a sign of life once it was pinged."""
@@ -102,15 +103,41 @@ class AnsweredStream(trio.abc.Stream):
         await self._inner.aclose()
 
 
+class Posted:
+    """Messages that were handed over for sending, one behind the other."""
+
+    def __init__(self, messages: tuple[str | bytes, ...]) -> None:
+        self.messages = messages
+        self.is_done = trio.Event()
+        self.failure: StreamLost | None = None
+
+    async def wait(self) -> None:
+        """Wait until they are sent. Cancelling the wait does not take them back.
+
+        Raises:
+          StreamLost: the channel ended before.
+        """
+        await self.is_done.wait()
+        if self.failure is not None:
+            raise StreamLost(str(self.failure)) from self.failure
+
+
 class ControlChannel(trio.abc.AsyncResource):
-    """A registered listener's channel."""
+    """A registered listener's channel.
+
+    One task writes, `write_posted`, so that messages that belong together stay together, and so that nobody who is
+    cancelled leaves half a frame behind, which would cost everybody the channel.
+    """
 
     def __init__(self, websocket: trio_websocket.WebSocketConnection, stream: AnsweredStream) -> None:
         self._websocket = websocket
         self._stream = stream
+        self._posted: deque[Posted] = deque()
+        self._has_posted = trio.lowlevel.ParkingLot()
+        self._failure: StreamLost | None = None
 
-    async def receive(self) -> str | None:
-        """Wait for the next control message; None stands for a binary one, which belongs to nothing that we know.
+    async def receive(self) -> str | bytes:
+        """Wait for the next message: a control message, or the binary one that is a request's body.
 
         Raises:
           StreamClosed: the relay closed the channel.
@@ -120,14 +147,54 @@ class ControlChannel(trio.abc.AsyncResource):
             message = await self._websocket.get_message()
         except trio_websocket.ConnectionClosed as error:
             raise _ended(error) from None
-        return message if isinstance(message, str) else None
+        return message if isinstance(message, str) else bytes(message)
+
+    @property
+    def messages_posted(self) -> int:
+        """How many times somebody has posted what is not sent yet."""
+        return len(self._posted)
+
+    def post(self, *messages: str | bytes) -> Posted:
+        """Hand messages over: they are sent one behind the other, with no other message in between.
+
+        Nothing here bounds how many wait: that is for the caller, who waits for his, or counts.
+
+        Raises:
+          StreamLost: the channel has ended.
+        """
+        if self._failure is not None:
+            raise StreamLost(str(self._failure)) from self._failure
+        posted = Posted(messages)
+        self._posted.append(posted)
+        self._has_posted.unpark()
+        return posted
+
+    async def write_posted(self) -> None:
+        """Send what is posted, until the channel ends or the task is cancelled, which may cut a frame in half."""
+        posted = self._posted
+        try:
+            while True:
+                while posted:
+                    for message in posted[0].messages:
+                        await self._websocket.send_message(message)
+                    posted.popleft().is_done.set()
+                await self._has_posted.park()
+        except trio_websocket.ConnectionClosed as error:
+            self._failure = _ended(error)  # raised by whoever reads the channel
+        except Exception as error:  # such as wsproto's, when a rule was broken and the reader has yet to say so
+            self._failure = StreamLost("the control channel cannot be written to")
+            self._failure.__cause__ = error
+            await trio.aclose_forcefully(self._stream)
+        finally:
+            failure = self._failure = self._failure or StreamLost("the control channel has ended")
+            while posted:
+                lost = posted.popleft()
+                lost.failure = failure
+                lost.is_done.set()
 
     async def renew(self, credential: Credential) -> None:
         """Send a fresh token. Nothing answers a good one; a bad one is answered with Close 1008 (6.4)."""
-        try:
-            await self._websocket.send_message(encode_renew_token(credential.text))
-        except trio_websocket.ConnectionClosed as error:
-            raise _ended(error) from None
+        await self.post(encode_renew_token(credential.text)).wait()
 
     async def keep_alive(self, interval_s: float) -> None:
         """Watch for signs of life while the channel stands: ping after ``interval_s`` seconds of silence.
@@ -152,8 +219,13 @@ class ControlChannel(trio.abc.AsyncResource):
                 raise StreamLost(f"no sign of life from the relay for {interval_s + PONG_TIMEOUT:g} s")
 
     async def close(self) -> None:
-        """Close with 1000 and wait, at most 10 seconds, for the relay's answer: then it has deregistered us (6.1)."""
+        """Close with 1000, behind what was posted, and wait for the relay's answer: then it has deregistered us (6.1).
+
+        All of it takes at most 10 seconds.
+        """
         with trio.move_on_after(CLOSE_TIMEOUT):
+            with contextlib.suppress(StreamLost):
+                await self.post().wait()
             await self._websocket.aclose(CloseCode.NORMAL_CLOSURE, "Normal Closure")
 
     async def aclose(self) -> None:

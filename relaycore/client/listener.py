@@ -2,18 +2,20 @@
 
 Tasks of one listener, each with its reach::
 
-    _main ─ nursery "accepts" ─┬─ _take_invitation   one per accept message: decide, dial the rendezvous, queue
-                               └─ _stay_registered   one channel after the other, for ever
-                                    └─ nursery of one channel ─┬─ trio-websocket's reader
-                                                               ├─ keep-alive, token renewal
-                                                               └─ _read_messages
+    _main ─ nursery "tasks" ─┬─ _take_invitation   one per accept message: decide, dial the rendezvous, queue
+                             ├─ _serve_request     one per HTTP request: call the handler, see its response away
+                             └─ _stay_registered   one channel after the other, for ever
+                                  └─ nursery of one channel ─┬─ trio-websocket's reader
+                                                             ├─ keep-alive, token renewal, what is posted
+                                                             └─ _read_messages
 
 An invitation outlives the channel it came over: the rendezvous is another connection. So does a `Connection`, which
-belongs to whoever took it from ``accept()``.
+belongs to whoever took it from ``accept()``, and so does a request. Who reads messages waits for none of them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import random
@@ -29,6 +31,7 @@ import trio
 
 from ..errors import AuthorizationFailed, ConfigError, RelayError
 from ..net.connect import WebSocketUrl, parse_ws_url
+from ..net.errors import StreamLost
 from ..net.tasks import alone, bounded, leaves
 from ..net.websocket import DEFAULT_MAX_MESSAGE_BYTES
 from ..trace import CLIENT_OFFLINE, CLIENT_ONLINE, CLIENT_RECONNECTING, INTERNAL_ERROR, Trace
@@ -37,12 +40,21 @@ from ..wire.address import build_listen_url
 from ..wire.connection_string import ConnectionString
 from ..wire.limits import ACCEPT_TIMEOUT, LISTENER_RENDEZVOUS_TIMEOUT, PING_INTERVAL
 from ..wire.messages import Accept as AcceptMessage
+from ..wire.messages import Request as RequestMessage
 from ..wire.messages import parse_from_relay
 from ..wire.status import CloseCode, is_guid
 from .connection import Connection
 from .control import ControlChannel, open_control_channel
 from .credentials import Credential, TokenProvider, TokenSource, token_source
 from .endpoint import RelayEndpoint, resolve_endpoint
+from .http_exchange import (
+    DEFAULT_FLUSH_AFTER_S,
+    Exchange,
+    ExchangeSettings,
+    RequestHandler,
+    encode_refusal,
+    open_exchange,
+)
 from .invitation import AcceptHandler, Invitation, Reject
 from .reconnect import Backoff, renewal_delay
 from .status import EventStream, ListenerEvent, ListenerState, ListenerStatus, Offline, Online, Reconnecting
@@ -53,6 +65,15 @@ DEFAULT_BACKLOG: Final = 64
 """Connections on their way in or waiting for ``accept()``. A program that keeps up has a few; one that does not should
 refuse early, because a sender's patience is 30 seconds."""
 
+DEFAULT_MAX_CONCURRENT: Final = 256
+"""HTTP requests under way. Each may hold 64 KiB of a request and 64 KiB of a response: 32 MiB in all."""
+
+_REQUEST_GRACE: Final = 5.0
+"""Seconds that requests under way have to end while a listener closes."""
+
+_MAX_REQUEST_REFUSALS: Final = 1_024
+"""Refusals of requests that wait to be sent, or connections dialled for them. Beyond that the relay's clock answers."""
+
 _RENEWAL_RETRY_S: Final = 30.0
 """Seconds until a token provider that failed is asked again; the token in use has minutes left then."""
 
@@ -61,6 +82,10 @@ _FAREWELL_TIMEOUT: Final = 2.0
 
 _BUSY: Final = Reject(503, "The listener is busy")
 _CLOSING: Final = Reject(503, "The listener is closing")
+
+_REQUESTS_BUSY: Final = (503, "The listener is busy")
+_REQUESTS_CLOSING: Final = (503, "The listener is closing")
+_NO_REQUESTS: Final = (501, "This listener takes no HTTP requests")
 
 _log = logging.getLogger("relaycore.client")
 
@@ -72,6 +97,9 @@ class _Settings:
     listener_id: ListenerId
     source: TokenSource
     handler: AcceptHandler | None
+    request_handler: RequestHandler | None
+    max_concurrent: int
+    exchanges: ExchangeSettings
     backlog: int
     keep_alive_s: float
     max_message_bytes: int
@@ -88,6 +116,9 @@ class _Counters:
     connections_rejected: int = 0
     accepts_failed: int = 0
     messages_ignored: int = 0
+    requests_served: int = 0
+    requests_failed: int = 0
+    requests_refused: int = 0
 
 
 class Listener(trio.abc.Listener[Connection]):
@@ -117,6 +148,11 @@ class Listener(trio.abc.Listener[Connection]):
         self._slots_taken = 0
         self._refusals = 0
         self._queue_in, self._queue_out = trio.open_memory_channel[Connection](settings.backlog)
+        # Shared by the tasks that serve requests.
+        self._requests_under_way = 0
+        self._request_refusals = 0
+        self._handler_scopes: set[trio.CancelScope] = set()
+        self._request_has_ended = trio.lowlevel.ParkingLot()
         # The end.
         self._is_closed = False
         self._is_leaving = False
@@ -154,6 +190,10 @@ class Listener(trio.abc.Listener[Connection]):
                 raise trio.ClosedResourceError("this listener was closed")
             await self._state_changed.park()
 
+    async def wait_closed(self) -> None:
+        """Wait until the listener was closed and everything of it has ended. A checkpoint."""
+        await self._has_ended.wait()
+
     @property
     def status(self) -> ListenerStatus:
         """How the listener stands: a snapshot."""
@@ -171,6 +211,10 @@ class Listener(trio.abc.Listener[Connection]):
             accepts_failed=counters.accepts_failed,
             connections_waiting=self._queue_in.statistics().current_buffer_used,
             messages_ignored=counters.messages_ignored,
+            requests_under_way=self._requests_under_way,
+            requests_served=counters.requests_served,
+            requests_failed=counters.requests_failed,
+            requests_refused=counters.requests_refused,
         )
 
     def events(self) -> EventStream:
@@ -189,6 +233,9 @@ class Listener(trio.abc.Listener[Connection]):
     async def aclose(self) -> None:
         """Deregister and stop: Close 1000 on the control channel, then wait, at most 10 seconds, for the answer.
 
+        HTTP requests under way have 5 seconds to end before that, while further ones are answered with 503; then their
+        handlers are cancelled, and those senders who have heard nothing yet get 503 too.
+
         Senders that were still being accepted are refused with 503; connections that nobody has taken from `accept` are
         closed with 1001. Those that were taken stay with their owners. May be called again; a checkpoint. Cancelled, it
         cuts everything short.
@@ -198,6 +245,7 @@ class Listener(trio.abc.Listener[Connection]):
             return
         self._is_closed = True
         try:
+            await self._end_requests()
             if self._channel is not None:
                 await self._channel.close()
             self._is_leaving = True
@@ -216,8 +264,8 @@ class Listener(trio.abc.Listener[Connection]):
         """Run the listener until `aclose`. The whole of it is in here."""
         try:
             with self._scope:
-                async with trio.open_nursery() as accepts:
-                    await self._stay_registered(accepts)
+                async with trio.open_nursery() as tasks:
+                    await self._stay_registered(tasks)
         finally:
             # Out of reach of any cancellation, and bounded: connections in the queue have no other owner. A listener
             # that leaves in order says goodbye to them, a cancelled one cuts them.
@@ -236,12 +284,12 @@ class Listener(trio.abc.Listener[Connection]):
                 raise self._start_failure
             await self._state_changed.park()
 
-    async def _stay_registered(self, accepts: trio.Nursery) -> None:
+    async def _stay_registered(self, tasks: trio.Nursery) -> None:
         """Open one channel after the other, until cancelled."""
         while True:
             registrations = self._counters.registrations
             started_at = trio.current_time()
-            cause = await self._serve_channel(accepts)
+            cause = await self._serve_channel(tasks)
             self._channel = None
             self._last_error = cause
             if self._counters.registrations > registrations:
@@ -264,7 +312,7 @@ class Listener(trio.abc.Listener[Connection]):
             )
             await trio.sleep(delay_s)
 
-    async def _serve_channel(self, accepts: trio.Nursery) -> Exception:
+    async def _serve_channel(self, tasks: trio.Nursery) -> Exception:
         """One life of the control channel: sign in, register, serve until it ends.
 
         Returns: why it ended.
@@ -280,9 +328,10 @@ class Listener(trio.abc.Listener[Connection]):
                         )
                     async with channel:
                         self._note_online(channel)
+                        nursery.start_soon(channel.write_posted)
                         nursery.start_soon(channel.keep_alive, settings.keep_alive_s)
                         nursery.start_soon(self._renew_tokens, channel, credential)
-                        await self._read_messages(channel, accepts)
+                        await self._read_messages(channel, tasks)
         except (RelayError, OSError) as error:
             return error
         except ExceptionGroup as group:
@@ -320,15 +369,32 @@ class Listener(trio.abc.Listener[Connection]):
             await channel.renew(credential)
             self._counters.tokens_renewed += 1
 
-    async def _read_messages(self, channel: ControlChannel, accepts: trio.Nursery) -> None:
+    async def _read_messages(self, channel: ControlChannel, tasks: trio.Nursery) -> None:
+        waiting_for_body: RequestMessage | None = None
         try:
             while True:
-                text = await channel.receive()
-                message = None if text is None else parse_from_relay(text)
+                received = await channel.receive()
+                if isinstance(received, bytes):
+                    if waiting_for_body is not None:
+                        self._take_request(waiting_for_body, received, channel, tasks)
+                        waiting_for_body = None
+                    else:
+                        self._counters.messages_ignored += 1
+                    continue
+                if waiting_for_body is not None:
+                    # 6.2: nothing may come between a request and its body, so this one has none and cannot be served.
+                    self._counters.requests_failed += 1
+                    _log.warning("! the body of %s did not come", waiting_for_body.id[:64])
+                    waiting_for_body = None
+                message = parse_from_relay(received)
                 if isinstance(message, AcceptMessage):
-                    accepts.start_soon(self._take_invitation, message)
-                else:
+                    tasks.start_soon(self._take_invitation, message)
+                elif message is None:
                     self._counters.messages_ignored += 1
+                elif message.body and not message.is_address_only:
+                    waiting_for_body = message
+                else:
+                    self._take_request(message, b"", channel, tasks)
         except trio.BrokenResourceError:
             if not self._is_closed:
                 raise
@@ -358,7 +424,9 @@ class Listener(trio.abc.Listener[Connection]):
                 ssl_context=settings.endpoint.ssl_context,
                 max_message_bytes=settings.max_message_bytes,
             )
-            if self._slots_taken >= settings.backlog:
+            if self._is_closed:
+                await self._refuse(invitation, _CLOSING)
+            elif self._slots_taken >= settings.backlog:
                 await self._refuse(invitation, _BUSY)
             else:
                 await self._take_in_slot(invitation)
@@ -427,6 +495,84 @@ class Listener(trio.abc.Listener[Connection]):
         finally:
             self._refusals -= 1
 
+    # Serving requests ------------------------------------------------------------------------------------------------
+
+    def _take_request(self, message: RequestMessage, body: bytes, channel: ControlChannel, tasks: trio.Nursery) -> None:
+        """Begin to serve a request, or refuse it. Never waits: the channel has other messages to bring."""
+        settings = self._settings
+        if settings.request_handler is None:
+            refusal = _NO_REQUESTS
+        elif self._is_closed:
+            refusal = _REQUESTS_CLOSING
+        elif self._requests_under_way >= settings.max_concurrent:
+            refusal = _REQUESTS_BUSY
+        else:
+            self._requests_under_way += 1
+            tasks.start_soon(self._serve_request, settings.request_handler, message, body, channel)
+            return
+        self._counters.requests_refused += 1
+        if message.is_address_only:
+            if self._request_refusals < settings.backlog:
+                self._request_refusals += 1
+                tasks.start_soon(self._refuse_request, message, channel, *refusal)
+        elif channel.messages_posted < _MAX_REQUEST_REFUSALS:
+            with contextlib.suppress(StreamLost):
+                channel.post(*encode_refusal(message, *refusal))
+
+    async def _refuse_request(self, message: RequestMessage, channel: ControlChannel, status: int, text: str) -> None:
+        """Refuse a request that has to be fetched for that."""
+        try:
+            async with open_exchange(message, b"", channel, self._settings.exchanges) as exchange:
+                await exchange.refuse(status, text)
+        except RelayError as error:
+            _log.debug("! the refusal of %s failed: %s", message.id[:64], error)
+        except Exception as error:  # our bug: it costs this sender, not the listener
+            self._settings.trace.emit(INTERNAL_ERROR, exc_info=error, path=self._path)
+        finally:
+            self._request_refusals -= 1
+
+    async def _serve_request(
+        self, handler: RequestHandler, message: RequestMessage, body: bytes, channel: ControlChannel
+    ) -> None:
+        """See one request through, its connection's end included."""
+        is_served = False
+        try:
+            async with open_exchange(message, body, channel, self._settings.exchanges) as exchange:
+                is_served = await self._answer(exchange, handler)
+        except RelayError as error:
+            _log.warning("! request %s could not be served: %s", message.id[:64], error)
+        except Exception as error:  # our bug: it costs this sender, not the listener
+            self._settings.trace.emit(INTERNAL_ERROR, exc_info=error, path=self._path)
+        finally:
+            if is_served:
+                self._counters.requests_served += 1
+            else:
+                self._counters.requests_failed += 1
+            self._requests_under_way -= 1
+            self._request_has_ended.unpark_all()
+
+    async def _answer(self, exchange: Exchange, handler: RequestHandler) -> bool:
+        is_served = False
+        with trio.CancelScope() as scope:
+            self._handler_scopes.add(scope)
+            try:
+                is_served = await exchange.answer(handler)
+            finally:
+                self._handler_scopes.discard(scope)
+        if scope.cancelled_caught:
+            with trio.move_on_after(_FAREWELL_TIMEOUT):
+                await exchange.refuse(*_REQUESTS_CLOSING)
+        return is_served
+
+    async def _end_requests(self) -> None:
+        """Let requests under way end, for some seconds; then cancel their handlers."""
+        for seconds in (_REQUEST_GRACE, _FAREWELL_TIMEOUT):
+            with trio.move_on_after(seconds):
+                while self._requests_under_way:
+                    await self._request_has_ended.park()
+            for scope in self._handler_scopes:
+                scope.cancel()
+
     async def _turn_away_queued(self) -> None:
         left: list[Connection] = []
         while self._queue_in.statistics().current_buffer_used:
@@ -442,6 +588,7 @@ async def open_listener(
     *,
     path: str | None = None,
     accept: AcceptHandler | None = None,
+    on_request: RequestHandler | None = None,
     token: str | TokenProvider | None = None,
     cafile: str | os.PathLike[str] | None = None,
     ssl_context: ssl.SSLContext | None = None,
@@ -449,6 +596,8 @@ async def open_listener(
     wait_online: bool = True,
     listener_id: str | None = None,
     backlog: int = DEFAULT_BACKLOG,
+    max_concurrent: int = DEFAULT_MAX_CONCURRENT,
+    flush_after: float = DEFAULT_FLUSH_AFTER_S,
     keep_alive_s: float = PING_INTERVAL,
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
     trace: Trace | None = None,
@@ -471,6 +620,8 @@ async def open_listener(
       path: the hybrid connection, if the connection string has no ``EntityPath``, or instead of it.
       accept: decides about each sender, see `AcceptHandler`; without it everyone is accepted. It has 30 seconds. If it
         raises, the sender gets 502 and the log the traceback.
+      on_request: serves HTTP requests, see `RequestHandler`; each runs in a task of its own. Without it they are
+        answered with 501. `serve_http` is the comfortable way.
       token: instead of the connection string's key: a token that is sent as it is and never renewed, or a function that
         makes them, see `TokenProvider`.
       cafile: PEM file of the only authorities to trust, for private ones; the system's store without it.
@@ -479,6 +630,9 @@ async def open_listener(
       wait_online: wait for the registration before the block begins. False begins at once.
       listener_id: a GUID by which senders may choose this listener; a fresh one without it.
       backlog: connections on their way in or waiting for ``accept()``; further senders are refused with 503.
+      max_concurrent: HTTP requests under way; further ones are answered with 503.
+      flush_after: seconds until the beginning of a response that is not complete leaves by itself; until then it may
+        still travel on the control channel, which is quicker.
       keep_alive_s: seconds of silence on the control channel before the relay is pinged; it then has 20 seconds.
       max_message_bytes: bound on one message, see `Connection.messages`.
       trace: gets ``client.online``, ``client.offline`` and ``client.reconnecting``; one of its own without it.
@@ -502,14 +656,22 @@ async def open_listener(
         raise ConfigError("must be a GUID", key="listener_id")
     if backlog < 1:
         raise ConfigError("must be at least 1", key="backlog")
+    if max_concurrent < 1:
+        raise ConfigError("must be at least 1", key="max_concurrent")
+    if not flush_after >= 0:
+        raise ConfigError("must be a number of seconds", key="flush_after")
     identity = ListenerId((listener_id or str(uuid.uuid4())).lower())
+    url = parse_ws_url(build_listen_url(endpoint.base_url, endpoint.path, id=identity))
     listener = Listener(
         _Settings(
             endpoint=endpoint,
-            url=parse_ws_url(build_listen_url(endpoint.base_url, endpoint.path, id=identity)),
+            url=url,
             listener_id=identity,
             source=source,
             handler=accept,
+            request_handler=on_request,
+            max_concurrent=max_concurrent,
+            exchanges=ExchangeSettings(endpoint.path, url.is_tls, endpoint.ssl_context, flush_after),
             backlog=backlog,
             keep_alive_s=keep_alive_s,
             max_message_bytes=max_message_bytes,

@@ -52,6 +52,11 @@ class ListenerStatus:
       accepts_failed: invitations of the relay that came to nothing: rendezvous not reached, or gone.
       connections_waiting: accepted, and not taken by ``accept()`` yet.
       messages_ignored: control messages that this library does not know, or could not read.
+      requests_under_way: HTTP requests that a handler serves, or whose connection is being closed.
+      requests_served: answered in full by their handler.
+      requests_failed: not so: the handler failed, the sender or the way to it was lost, or the listener was closed.
+      requests_refused: answered with 503 because there were too many or the listener was closing, or with 501 because
+        the listener takes none.
     """
 
     state: ListenerState
@@ -66,6 +71,10 @@ class ListenerStatus:
     accepts_failed: int
     connections_waiting: int
     messages_ignored: int
+    requests_under_way: int
+    requests_served: int
+    requests_failed: int
+    requests_refused: int
 
     @property
     def is_online(self) -> bool:
