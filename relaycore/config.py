@@ -173,6 +173,11 @@ class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """Messages waiting for one control channel. At the bound, senders wait for the listener to read; the accept
     deadline runs on."""
 
+    http_buffer_bytes: Size = 67_108_864
+    """Bodies of relayed HTTP requests and responses on control channels, held in memory at one time. A request that
+    finds no room goes by rendezvous, where nothing is held; a response that finds none is dropped, and its sender gets
+    503. 64 MiB are 1024 bodies of the largest size, 64 KiB."""
+
     refusals_per_second_per_source: Rate = 20.0
     """Refusals per second and client address answered at once; beyond it answers are delayed, then connections cut.
     One Node client retries a refused listen 1 500 times a second (wire contract 18)."""
@@ -202,6 +207,18 @@ class TimeoutsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
     ping_interval: Span = 60.0
     """Silence on a control channel before the relay pings; after two unanswered pings the listener is dropped (6.3)."""
+
+    http_response: Span = 60.0
+    """From a relayed HTTP request to the listener's ``response``; then the sender gets 504. It runs anew with each
+    piece of the request's body that the listener takes. The hosted service waits as long (wire contract 14)."""
+
+    http_body: Span = 60.0
+    """Silence inside the body of a relayed request or response, or a peer that takes none of it; then the sender gets
+    408, or is cut when its answer has begun (wire contract 14)."""
+
+    request_gather: Span = 0.1
+    """How long a chunked request is read on before it goes by rendezvous; one that is complete by then, and small, goes
+    over the control channel (wire contract 9.2)."""
 
     half_closed: Span = 600.0
     """Silence on a session of which one side has sent its Close; then the session is cut (wire contract 8.7)."""

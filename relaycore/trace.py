@@ -85,6 +85,12 @@ RENDEZVOUS_REJECTED: Final = "rendezvous.rejected"
 SESSION_JOINED: Final = "session.joined"
 SESSION_CLOSED: Final = "session.closed"
 
+# Relayed HTTP requests -----------------------------------------------------------------------------------------------
+
+REQUEST_SENT: Final = "request.sent"
+REQUEST_ANSWERED: Final = "request.answered"
+REQUEST_FAILED: Final = "request.failed"
+
 # The library's listeners and senders ---------------------------------------------------------------------------------
 
 CLIENT_ONLINE: Final = "client.online"
@@ -114,6 +120,9 @@ EVENTS: Final[Mapping[str, int]] = {
     RENDEZVOUS_REJECTED: logging.INFO,
     SESSION_JOINED: logging.INFO,
     SESSION_CLOSED: logging.INFO,
+    REQUEST_SENT: logging.DEBUG,
+    REQUEST_ANSWERED: logging.DEBUG,
+    REQUEST_FAILED: logging.INFO,
     CLIENT_ONLINE: logging.INFO,
     CLIENT_OFFLINE: logging.WARNING,
     CLIENT_RECONNECTING: logging.INFO,
@@ -125,6 +134,7 @@ _ROOMS: Final[Mapping[str, str]] = {
     "control": "relaycore.control",
     "rendezvous": "relaycore.control",
     "session": "relaycore.session",
+    "request": "relaycore.session",
     "client": "relaycore.client",
 }
 """Logger by the event's noun; every other noun is the gateway's."""

@@ -1,4 +1,4 @@
-"""Counts and rates against their limits: connections of a namespace, refusals of a source."""
+"""Counts and rates against their limits: connections of a namespace, bytes held in memory, refusals of a source."""
 
 from __future__ import annotations
 
@@ -92,6 +92,57 @@ class ConnectionQuota:
 class _Bucket:
     level: float  # refusals that would be answered at once; below zero are those on hold
     filled_at: float
+
+
+class ByteLease:
+    """Some bytes of a :class:`ByteBudget`, until they are released."""
+
+    __slots__ = ("_budget", "size")
+
+    def __init__(self, budget: ByteBudget, size: int) -> None:
+        self._budget = budget
+        self.size = size
+
+    def release(self) -> None:
+        """Give the bytes back; a second time does nothing."""
+        self._budget._give(self)
+
+
+class ByteBudget:
+    """A bound on bytes that are held in memory at one time. What was asked for is given whole or not at all.
+
+    Args:
+      limit: bytes that may be out at once.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.held = 0
+        self.peak = 0
+        self._leases: set[ByteLease] = set()
+
+    def take(self, size: int) -> ByteLease | None:
+        """Take ``size`` bytes. Returns: the lease; None when there is no room."""
+        if self.held + size > self.limit:
+            return None
+        self.held += size
+        self.peak = max(self.peak, self.held)
+        lease = ByteLease(self, size)
+        self._leases.add(lease)
+        return lease
+
+    def check_consistency(self) -> list[str]:
+        """Recount the books. Returns: what is wrong, one sentence each; nothing when all is well."""
+        held = sum(lease.size for lease in self._leases)
+        wrong = [] if held == self.held else [f"{self.held} bytes are booked, but the leases hold {held}"]
+        if self.held > self.limit:
+            wrong.append(f"{self.held} bytes are held, and {self.limit} is the limit")
+        return wrong
+
+    def _give(self, lease: ByteLease) -> None:
+        if lease in self._leases:
+            self._leases.remove(lease)
+            self.held -= lease.size
 
 
 class SourceLimiter:

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
 from ..broker.auth import Credential, Grant
+from ..broker.exchange import Answer, Replies
 from ..broker.model import Namespace, endpoint_not_found
+from ..broker.quota import ByteLease
 from ..broker.registry import ListenerEntry, listener_id
 from ..errors import ConnectionLost, EndpointAlreadyExists, Refused, RemoteProtocolError
 from ..net.linger import close_gently
@@ -23,17 +26,47 @@ from ..trace import CONTROL_IGNORED, LISTENER_LOST, LISTENER_REGISTERED, LISTENE
 from ..vocab import CloseBy, ListenerId, Right
 from ..wire import limits
 from ..wire.address import Address
-from ..wire.frames import Binary, Close, Pong, Text
+from ..wire.frames import Binary, Close, Event, Pong, Text
 from ..wire.handshake import build_101, check_upgrade
 from ..wire.http1 import RequestHead
-from ..wire.messages import RenewToken, parse_from_listener
+from ..wire.messages import RenewToken, Response, parse_from_listener
 from ..wire.status import is_guid
 from .state import Gateway, Peer, shutting_down
 
 if TYPE_CHECKING:
+    from .exchange import Exchange
     from .waiter import Waiter
 
-__all__ = ["ControlChannel", "serve_listener"]
+__all__ = ["ControlChannel", "Outgoing", "serve_listener"]
+
+_MESSAGES_PER_TURN: Final = 16
+"""Messages of responses taken from one read before the other connections have a turn: less than a millisecond. Of
+others one is enough."""
+
+_BATCH_BYTES: Final = 65_536
+"""How much of the queue goes into one send."""
+
+
+@dataclass(eq=False, slots=True)
+class Outgoing:
+    """A control message on its way: the JSON, and behind it the body that it announces, if any.
+
+    ``lease`` is for the memory of the body; it is released when the message has left, or is taken back.
+    """
+
+    text: str
+    body: bytes | None = None
+    lease: ByteLease | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of both, about."""
+        return len(self.text) + len(self.body or b"")
+
+    def release(self) -> None:
+        """The message is needed no more."""
+        if self.lease is not None:
+            self.lease.release()
 
 
 class ControlChannel:
@@ -66,12 +99,14 @@ class ControlChannel:
         self._leg: WebSocketLeg | None = None
         self._nursery: trio.Nursery | None = None
         # Shared: what is to be sent, in order, and who has an accept under way here.
-        self._queue: deque[str | Ping] = deque()
+        self._queue: deque[Outgoing | Ping] = deque()
         self._room = trio.lowlevel.ParkingLot()
         self._is_sending = False
         self._closing: tuple[int, str] | None = None
         self._is_doubted = False
-        self.waiters: set[Waiter] = set()
+        self.waiters: set[Waiter[Any]] = set()
+        self.replies: Replies[Exchange] = Replies()
+        self._messages_this_turn = 0
         self.messages_sent = 0
         self.messages_ignored = 0
 
@@ -86,23 +121,29 @@ class ControlChannel:
         if not (self._queue and isinstance(self._queue[0], Ping)):
             self._send_soon(Ping(b""))
 
-    def offer_nowait(self, text: str) -> bool:
+    @property
+    def has_room(self) -> bool:
+        """Whether a message offered now is taken."""
+        return self._closing is None and not self._is_full
+
+    def offer_nowait(self, message: Outgoing) -> bool:
         """Queue a control message.
 
         Returns: False when the channel is closing, or so many messages wait that the listener cannot be reading;
         another listener is the better choice then.
         """
-        if self._closing is not None or self._is_full:
+        if not self.has_room:
             return False
-        self._send_soon(text)
+        self._send_soon(message)
         return True
 
-    def withdraw_nowait(self, text: str) -> None:
+    def withdraw_nowait(self, message: Outgoing) -> None:
         """Take back a message that has not left yet; nobody waits for what it would bring."""
         try:
-            self._queue.remove(text)
+            self._queue.remove(message)
         except ValueError:
             return
+        message.release()
         self._room.unpark()
 
     async def wait_room(self) -> None:
@@ -182,19 +223,43 @@ class ControlChannel:
             next_ping = trio.current_time() + self._gateway.config.timeouts.ping_interval
             if waiting.cancelled_caught:
                 continue
-            match event:
-                case Text(data):
-                    if not await self._on_message(data):
+            try:
+                verdict = await self._on_event(event)
+            except RemoteProtocolError as error:
+                await self._end_with(error.close_code, str(error))
+                return CloseBy.RELAY, f"protocol error: {error}"
+            if verdict is not None:
+                return verdict
+            # Thousands of messages fit into one read, and the other connections have a turn as well.
+            self._messages_this_turn += 1
+            if self._messages_this_turn >= _MESSAGES_PER_TURN:
+                self._messages_this_turn = 0
+                await trio.lowlevel.checkpoint()
+
+    async def _on_event(self, event: Event) -> tuple[CloseBy, str] | None:
+        """Act on a message or control frame. Returns: who ended the channel and why, if it is over."""
+        match event:
+            case Text(data):
+                message = parse_from_listener(data)
+                if isinstance(message, Response):
+                    self._deliver(self.replies.receive_response(message))
+                elif isinstance(message, RenewToken):
+                    self._messages_this_turn = _MESSAGES_PER_TURN
+                    if not await self._renew(message):
                         return CloseBy.RELAY, "renewToken refused"
-                case Binary():
-                    await self._end_with(1002, "binary message without a response before it")
-                    return CloseBy.RELAY, "binary message without a response before it"
-                case Close(code, reason):
-                    return await self._on_close(code, reason)
-                case Pong() | _:
-                    pass
-            # One message a turn: thousands of them fit into one read, and the other connections have a turn as well.
-            await trio.lowlevel.checkpoint()
+                else:
+                    self._messages_this_turn = _MESSAGES_PER_TURN
+                    self.messages_ignored += 1
+                    self._gateway.trace.emit(
+                        CONTROL_IGNORED, tracking_id=self.tracking_id, entity=self.entry.entity_path
+                    )
+            case Binary(body):
+                self._deliver(self.replies.receive_body(body))
+            case Close(code, reason):
+                return await self._on_close(code, reason)
+            case Pong() | _:
+                pass
+        return None
 
     async def _on_close(self, code: int | None, reason: str) -> tuple[CloseBy, str]:
         by = CloseBy.LISTENER if self._closing is None else CloseBy.RELAY
@@ -217,13 +282,8 @@ class ControlChannel:
         self._send_soon(Ping(b""))
         return None
 
-    async def _on_message(self, data: str) -> bool:
-        """Act on a message; False when the channel is over."""
-        message = parse_from_listener(data)
-        if not isinstance(message, RenewToken):
-            self.messages_ignored += 1
-            self._gateway.trace.emit(CONTROL_IGNORED, tracking_id=self.tracking_id, entity=self.entry.entity_path)
-            return True
+    async def _renew(self, message: RenewToken) -> bool:
+        """Take a fresh token; False when it is refused, and the channel is over."""
         try:
             self._grant = authorize_listener(
                 self._gateway, self.entry.namespace, self.entry.entity_path, Credential(message.token, "query")
@@ -247,6 +307,10 @@ class ControlChannel:
         )
         return True
 
+    def _deliver(self, answer: Answer[Exchange] | None) -> None:
+        if answer is not None:
+            answer.exchange.answer(answer)
+
     def _token_deadline(self) -> float:
         """The Trio instant at which the token and its allowance (5.6) have run out."""
         return trio.current_time() + max(0.0, self._token_left())
@@ -259,7 +323,7 @@ class ControlChannel:
 
     # ---------------------------------------------------------------------------------------------------------- sending
 
-    def _send_soon(self, item: str | Ping) -> None:
+    def _send_soon(self, item: Outgoing | Ping) -> None:
         if isinstance(item, Ping):
             # A control frame overtakes what is queued: a live listener behind a full queue must not count as dead.
             self._queue.appendleft(item)
@@ -273,20 +337,40 @@ class ControlChannel:
         assert self._leg is not None
         try:
             while self._queue and self._closing is None:
-                item = self._queue.popleft()
-                self._room.unpark()
-                if not self._queue:
-                    self._room.unpark_all()  # one that was woken may have left without using its room
-                if isinstance(item, Ping):
-                    await self._leg.send_ping(item.payload)
+                first = self._queue[0]
+                if isinstance(first, Ping):
+                    self._queue.popleft()
+                    await self._leg.send_ping(first.payload)
                 else:
-                    await self._leg.send_text(item)
-                    self.messages_sent += 1
+                    await self._send_batch(self._leg)
         except ConnectionLost:
             # The reading task learns the same and ends the channel.
             return
         finally:
             self._is_sending = False
+
+    async def _send_batch(self, leg: WebSocketLeg) -> None:
+        """Send what stands at the front of the queue, many small messages in one go."""
+        batch: list[Outgoing] = []
+        size = 0
+        while self._queue and isinstance(item := self._queue[0], Outgoing) and (not batch or size < _BATCH_BYTES):
+            self._queue.popleft()
+            batch.append(item)
+            size += item.size
+            self._room.unpark()
+        if not self._queue:
+            self._room.unpark_all()  # one that was woken may have left without using its room
+        messages: list[str | bytes] = []
+        for item in batch:
+            messages.append(item.text)
+            if item.body is not None:
+                messages.append(item.body)
+        try:
+            await leg.send_messages(messages)
+        finally:
+            for item in batch:
+                item.release()
+        self.messages_sent += len(batch)
 
     async def _send_close(self, code: int | None, reason: str) -> None:
         assert self._leg is not None
@@ -336,6 +420,9 @@ class ControlChannel:
         waiters, self.waiters = self.waiters, set()
         for waiter in waiters:
             waiter.channel_lost()
+        for item in self._queue:
+            if isinstance(item, Outgoing):
+                item.release()
 
 
 class Ping:

@@ -18,17 +18,17 @@ from ..errors import Refused, Rejected, RemoteProtocolError
 from ..net.linger import close_gently
 from ..trace import CONNECTION_REFUSED, INTERNAL_ERROR
 from ..vocab import Action, RefusalReason, Right
-from ..wire.address import Address, decode_path, is_hybrid_target, parse_target, split_target
-from ..wire.http1 import Body, EndOfRequest, Headers, RequestHead, RequestReader, build_response
+from ..wire.address import connect_address, decode_path, is_hybrid_target, parse_target, split_target
+from ..wire.http1 import Headers, RequestHead, build_response
 from ..wire.messages import RemoteEndpoint
 from . import atom
 from .control_channel import serve_listener
+from .http_peer import HttpPeer
+from .relay_http import serve_request
 from .relay_stream import serve_rendezvous, serve_sender
 from .state import Gateway, Peer, shutting_down
 
 __all__ = ["FrontDoor", "remote_endpoint"]
-
-_RECEIVE_BYTES = 16_384
 
 
 def remote_endpoint(stream: trio.SocketStream) -> RemoteEndpoint:
@@ -78,15 +78,13 @@ class FrontDoor:
     """
 
     def __init__(self, gateway: Gateway, peer: Peer) -> None:
+        limits = gateway.config.limits
         self._gateway = gateway
         self._peer = peer
-        self._reader = self._new_reader()
-        self._head: RequestHead | None = None
-        self._address: Address | None = None
-
-    def _new_reader(self) -> RequestReader:
-        limits = self._gateway.config.limits
-        return RequestReader(max_head_bytes=limits.head_bytes, max_headers=limits.headers_count)
+        self._http = HttpPeer(peer, max_head_bytes=limits.head_bytes, max_headers=limits.headers_count)
+        self._path: str | None = None
+        self._client_id: str | None = None
+        self._is_plain = False
 
     async def serve(self) -> None:
         """Serve requests until the connection ends or belongs to somebody else."""
@@ -101,22 +99,23 @@ class FrontDoor:
 
     async def _serve_one(self, patience: float) -> bool:
         """Serve one request; False when the connection is done with."""
-        self._head = self._address = None
+        self._path = self._client_id = None
+        self._is_plain = False
+        self._http.forget()
         try:
             with self._gateway.idle_until(trio.current_time() + patience) as waiting:
                 head = await self._read_head(waiting)
             if waiting.cancelled_caught:
-                if self._reader.has_begun and not self._gateway.is_stopping:
+                if self._http.reader.has_begun and not self._gateway.is_stopping:
                     raise Refused(
                         "The request head did not arrive in time", http_status=408, reason=RefusalReason.HEAD_TIMEOUT
                     )
                 return False
             if head is None:
                 return False
-            self._head = head
             return await self._dispatch(head)
         except (Refused, RemoteProtocolError) as refusal:
-            await self._refuse(refusal)
+            return await self._refuse(refusal)
         except trio.BrokenResourceError:
             raise
         except Exception as error:
@@ -124,27 +123,27 @@ class FrontDoor:
         return False
 
     async def _read_head(self, waiting: trio.CancelScope) -> RequestHead | None:
-        began = self._reader.has_begun
-        while True:
-            event = self._reader.next_event()
-            if isinstance(event, RequestHead):
-                return event
-            if not began and self._reader.has_begun:
+        reader = self._http.reader
+        began = reader.has_begun
+        while (head := self._http.next_head()) is None:
+            if not began and reader.has_begun:
                 # Between requests the peer may be idle for long; a head once begun has to come quickly.
                 began = True
                 waiting.deadline = min(waiting.deadline, trio.current_time() + self._gateway.config.timeouts.head)
-            data = await self._peer.stream.receive_some(_RECEIVE_BYTES)
-            if not data:
+            if not await self._http.fill():
                 return None
-            self._reader.receive_data(data)
+        return head
 
     async def _dispatch(self, head: RequestHead) -> bool:
         if self._gateway.is_stopping:
             raise shutting_down()
-        if not is_hybrid_target(head.target):
+        if not is_hybrid_target(head.target) and not head.is_upgrade:
+            self._is_plain = True
             return await self._serve_plain(head)
-        self._address = address = parse_target(head.target)
-        trailing = self._reader.trailing
+        # A web page that came through the relay opens WebSockets on its own origin, where no path begins with $hc.
+        address = parse_target(head.target) if is_hybrid_target(head.target) else connect_address(head.target)
+        self._path, self._client_id = address.path, address.id
+        trailing = self._http.reader.trailing
         match address.action:
             case Action.LISTEN:
                 await serve_listener(self._gateway, self._peer, head, address, trailing)
@@ -159,16 +158,10 @@ class FrontDoor:
     async def _serve_plain(self, head: RequestHead) -> bool:
         namespace = self._gateway.namespace_for(head)
         if not atom.is_management_request(head, namespace):
-            path = decode_path(split_target(head.target)[0])
-            if namespace.find_entity(path) is None:
-                raise endpoint_not_found(path)
-            raise Refused(
-                "This relay joins WebSocket connections; it does not relay HTTP requests",
-                http_status=501,
-                reason=RefusalReason.NOT_SUPPORTED,
-            )
+            self._path = decode_path(split_target(head.target)[0])
+            return await serve_request(self._gateway, self._http, head)
         with trio.move_on_after(self._gateway.config.timeouts.keep_alive) as waiting:
-            body = await self._read_body()
+            body = await self._read_body(head)
         if waiting.cancelled_caught:
             raise Refused("The request body did not arrive in time", http_status=408, reason=RefusalReason.HEAD_TIMEOUT)
         context = _ManagementContext(self._gateway, namespace.name, head, self._peer)
@@ -198,37 +191,26 @@ class FrontDoor:
         await self._peer.stream.send_all(build_response(response.status, response.reason, headers, body))
         return keep_alive
 
-    async def _read_body(self) -> bytes:
-        assert self._head is not None
+    async def _read_body(self, head: RequestHead) -> bytes:
         limit = self._gateway.config.limits.management_body_bytes
         too_large = Refused(
             f"The request body is larger than {limit} bytes", http_status=413, reason=RefusalReason.BAD_REQUEST
         )
-        if (self._head.content_length or 0) > limit:
+        if (head.content_length or 0) > limit:
             raise too_large
-        if (self._head.headers.get("expect") or "").lower() == "100-continue":
-            await self._peer.stream.send_all(b"HTTP/1.1 100 Continue\r\n\r\n")
+        await self._http.send_continue()
         body = bytearray()
-        while True:
-            event = self._reader.next_event()
-            match event:
-                case Body(data):
-                    body += data
-                    if len(body) > limit:
-                        raise too_large
-                case EndOfRequest():
-                    return bytes(body)
-                case _:
-                    received = await self._peer.stream.receive_some(_RECEIVE_BYTES)
-                    if not received:
-                        raise trio.BrokenResourceError("the peer left inside a request body")
-                    self._reader.receive_data(received)
+        while piece := await self._http.receive():
+            body += piece
+            if len(body) > limit:
+                raise too_large
+        return bytes(body)
 
     # ------------------------------------------------------------------------------------------------------- refusals
 
     async def _fail(self, error: Exception) -> None:
         """Our own fault: all of it into the log, and the peer gets 500 and the id to ask about."""
-        tracking_id = self._gateway.tracking_id(self._address.id if self._address else None)
+        tracking_id = self._gateway.tracking_id(self._client_id)
         self._gateway.trace.emit(
             INTERNAL_ERROR, tracking_id=tracking_id, message=f"{type(error).__name__}: {error}", exc_info=error
         )
@@ -250,9 +232,9 @@ class FrontDoor:
             reason = RefusalReason.HEAD_TOO_LARGE if too_large else RefusalReason.BAD_REQUEST
             refused = Refused(str(refused), http_status=refused.http_status, reason=reason)
         gateway.refusals_by_reason[refused.reason] += 1
-        # A rejection is the listener's doing, and a busy listener's senders are no attackers.
-        is_rejection = isinstance(refused, Rejected)
-        delay = 0.0 if is_rejection else gateway.limiter.note_refusal(self._peer.remote.address, trio.current_time())
+        # A rejection is the listener's doing, and a busy or absent listener's senders are no attackers.
+        is_blameless = isinstance(refused, Rejected) or (self._is_plain and refused.http_status in (502, 503, 504))
+        delay = 0.0 if is_blameless else gateway.limiter.note_refusal(self._peer.remote.address, trio.current_time())
         gateway.trace.emit(
             CONNECTION_REFUSED,
             # A client that storms is cut without an answer, and must not fill the log either.
@@ -262,28 +244,48 @@ class FrontDoor:
             reason=refused.reason.value,
             message=refused.message,
             remote=f"{self._peer.remote.address}:{self._peer.remote.port}",
-            entity=self._address.path if self._address else "",
+            entity=self._path or "",
             delay=delay,
         )
         return delay
 
-    async def _refuse(self, refused: Refused | RemoteProtocolError) -> None:
-        """Answer with a status and a reason phrase, and close."""
+    async def _refuse(self, refused: Refused | RemoteProtocolError) -> bool:
+        """Answer with a status and a reason phrase. Returns: whether another request may follow; else it is closed."""
         gateway = self._gateway
         known = refused.tracking_id if isinstance(refused, Refused) else ""
-        tracking_id = known or gateway.tracking_id(self._address.id if self._address else None)
+        tracking_id = known or gateway.tracking_id(self._client_id)
         delay = self._note_refusal(refused, tracking_id)
         if delay is None:
             await gateway.hold_back(self._peer.remote.address)
-            return
+            return False
         await trio.sleep(delay)
         # 7.3: a rejection comes out in the listener's words alone.
         is_own = not isinstance(refused, Rejected)
-        tracker = gateway.system_tracker(self._head, self._address)
+        head = self._http.head
+        tracker = gateway.system_tracker(head, self._path)
         reason = gateway.reason_phrase(str(refused), tracking_id, tracker) if is_own else str(refused)
-        headers = [("Content-Length", "0"), ("Connection", "close")]
+        # People call plain paths with browsers, which do not show reason phrases.
+        body = f"{reason}\n".encode() if self._is_plain else b""
+        headers = [("Content-Length", str(len(body)))]
+        if body:
+            headers.append(("Content-Type", "text/plain; charset=utf-8"))
         if refused.http_status == 426:
             headers += [("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13")]
+        stays = (
+            self._is_plain
+            and isinstance(refused, Refused)
+            and head is not None
+            and head.keep_alive
+            and self._http.is_complete
+            and not gateway.is_stopping
+        )
+        if not stays:
+            headers.append(("Connection", "close"))
+        if head is not None and head.method == "HEAD":
+            body = b""
         with trio.move_on_after(gateway.config.timeouts.close):
-            await self._peer.stream.send_all(build_response(refused.http_status, reason, headers))
+            await self._peer.stream.send_all(build_response(refused.http_status, reason, headers, body))
+            if stays:
+                return True
             await close_gently(self._peer.stream)
+        return False

@@ -38,9 +38,9 @@ from ..wire.address import Address, build_rendezvous
 from ..wire.handshake import UpgradeRequest, build_101, check_upgrade, connect_headers
 from ..wire.http1 import RequestHead, build_response
 from ..wire.messages import Accept, encode_accept
-from .control_channel import ControlChannel
+from .control_channel import ControlChannel, Outgoing
 from .state import SHUTDOWN_TEXT, Gateway, Peer, deleted_text, shutting_down
-from .waiter import CLOSE_HEADERS, HandOver, Lost, Refusal, Waiter, let_go
+from .waiter import CLOSE_HEADERS, HandOver, Lost, Refusal, StreamWaiter, Waiter, let_go
 
 __all__ = ["LiveSession", "serve_rendezvous", "serve_sender", "websocket_disabled"]
 
@@ -160,7 +160,7 @@ class _Sender:
     async def _offer(self, channel: ControlChannel) -> HandOver | Refusal | Refused | Lost:
         """Send one listener the ``accept`` and wait for what becomes of it."""
         gateway = self._gateway
-        waiter = Waiter()
+        waiter = StreamWaiter()
         if gateway.is_stopping:
             return shutting_down()
         try:
@@ -175,9 +175,9 @@ class _Sender:
             )
         except ServerBusy as busy:
             return busy
-        message = ""
+        message = Outgoing("")
         try:
-            message = encode_accept(
+            message.text = encode_accept(
                 Accept(
                     address=build_rendezvous(
                         channel.public_url,
@@ -192,7 +192,7 @@ class _Sender:
                     remoteEndpoint=self._peer.remote,
                 )
             )
-            if len(message.encode()) > limits.MAX_CONTROL_MESSAGE_BYTES:
+            if len(message.text.encode()) > limits.MAX_CONTROL_MESSAGE_BYTES:
                 return Refused(
                     "Request headers are too large for the control channel",
                     http_status=431,

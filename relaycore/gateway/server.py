@@ -25,7 +25,7 @@ import trio
 
 from ..broker.model import Namespace, endpoint_not_found, fold
 from ..config import Config, default_store_path
-from ..errors import ConfigError
+from ..errors import ConfigError, Refused
 from ..net.accept import TlsContext, open_listeners
 from ..net.linger import cut
 from ..store.base import Change, ChangeKind, Store
@@ -44,6 +44,7 @@ from ..trace import (
     Trace,
 )
 from .control_channel import ControlChannel
+from .exchange import http_disabled
 from .front_door import FrontDoor, remote_endpoint
 from .relay_stream import websocket_disabled
 from .state import SHUTDOWN_TEXT, Gateway, Peer, deleted_text, shutting_down
@@ -68,6 +69,9 @@ class ServerStatistics:
       open_connections: accepted TCP connections, whatever they are used for.
       listeners, sessions, waiting_senders: control channels, joined pairs, senders without a listener yet.
       buffers_in_use, buffers_peak, buffers_exhausted: receive buffers out now, at most, and how often none was left.
+      exchanges: relayed HTTP requests under way.
+      requests_answered, requests_failed: ended ones that got a listener's whole answer, and those that did not.
+      http_buffered_bytes, http_buffered_peak: bodies of such requests held in memory now, and at most so far.
       sessions_by_reason: ended sessions, by :class:`relaycore.net.session.EndReason`.
       refusals_by_reason: refusals, by :class:`relaycore.vocab.RefusalReason`.
       bytes_to_listener, bytes_to_sender: payload of ended sessions.
@@ -80,6 +84,11 @@ class ServerStatistics:
     buffers_in_use: int
     buffers_peak: int
     buffers_exhausted: int
+    exchanges: int
+    requests_answered: int
+    requests_failed: int
+    http_buffered_bytes: int
+    http_buffered_peak: int
     sessions_by_reason: dict[str, int]
     refusals_by_reason: dict[str, int]
     bytes_to_listener: int
@@ -138,6 +147,11 @@ class Server:
             buffers_in_use=pool.in_use,
             buffers_peak=pool.peak,
             buffers_exhausted=pool.exhausted,
+            exchanges=len(gateway.exchanges),
+            requests_answered=gateway.requests_answered,
+            requests_failed=gateway.requests_failed,
+            http_buffered_bytes=gateway.http_buffers.held,
+            http_buffered_peak=gateway.http_buffers.peak,
             sessions_by_reason={reason.value: count for reason, count in gateway.sessions_by_reason.items()},
             refusals_by_reason={reason.value: count for reason, count in gateway.refusals_by_reason.items()},
             bytes_to_listener=gateway.bytes_to_listener,
@@ -155,17 +169,20 @@ class Server:
             *gateway.registry.check_consistency(),
             *gateway.rendezvous.check_consistency(),
             *gateway.connections.check_consistency(),
+            *gateway.http_buffers.check_consistency(),
         ]
         registered = {entry.handle for entry in gateway.registry.all_listeners()}
         live = {channel for channel in gateway.channels if channel.is_open}
         problems += [f"registered, but no such channel: {entry}" for entry in registered - live]
         problems += [f"channel {channel.tracking_id} is open, but not registered" for channel in live - registered]
         held = gateway.connections.count(gateway.config.namespace.name)
-        if held < len(gateway.sessions):
-            problems.append(f"{len(gateway.sessions)} sessions, but only {held} connections counted")
+        served = len(gateway.sessions) + len(gateway.exchanges)
+        if held < served:
+            problems.append(f"{served} sessions and requests, but only {held} connections counted")
         addresses = gateway.rendezvous.statistics().waiting
-        if addresses > len(gateway.waiters):
-            problems.append(f"{addresses} open addresses for {len(gateway.waiters)} waiting senders")
+        waiting = len(gateway.waiters) + len(gateway.exchanges)
+        if addresses > waiting:
+            problems.append(f"{addresses} open addresses for {waiting} waiting senders")
         in_use = gateway.pool.statistics().in_use
         if in_use > 4 * len(gateway.sessions):
             problems.append(f"{in_use} buffers in use by {len(gateway.sessions)} sessions")
@@ -174,10 +191,13 @@ class Server:
                 "channels": gateway.channels,
                 "sessions": gateway.sessions,
                 "waiting senders": gateway.waiters,
+                "requests": gateway.exchanges,
             }
             problems += [f"without a connection, {len(book)} {name} are left" for name, book in left.items() if book]
             if held or in_use:
                 problems.append(f"without a connection, {held} are counted and {in_use} buffers are out")
+            if gateway.http_buffers.held:
+                problems.append(f"without a connection, {gateway.http_buffers.held} bytes of bodies are held")
         return problems
 
     async def reload_tls(self) -> None:
@@ -272,9 +292,12 @@ class _ChangeWatcher:
             entity = namespace.get_entity(change.entity_path) if namespace is not None else None
             if entity is not None and not entity.websocket:
                 self._close_sessions(change.namespace, entity.path, websocket_disabled(entity.path).message)
+            if entity is not None and not entity.http:
+                self._refuse_requests(change.namespace, entity.path, http_disabled(entity.path))
 
     def _close_entity(self, namespace: str, path: str) -> None:
         text = deleted_text(path)
+        self._refuse_requests(namespace, path, endpoint_not_found(path))
         # The senders first: one that loses its channel would look for another listener, and be told that there is none.
         for pending in self._gateway.rendezvous.waiting(namespace, path):
             assert isinstance(pending.sender, Waiter)
@@ -283,6 +306,11 @@ class _ChangeWatcher:
             assert isinstance(entry.handle, ControlChannel)
             entry.handle.close_nowait(_GOING_AWAY, text)
         self._close_sessions(namespace, path, text)
+
+    def _refuse_requests(self, namespace: str, path: str, refused: Refused) -> None:
+        for exchange in list(self._gateway.exchanges):
+            if exchange.namespace == namespace and fold(exchange.entity_path) == fold(path):
+                exchange.refuse(refused)
 
     def _close_sessions(self, namespace: str, path: str, text: str) -> None:
         for live in list(self._gateway.sessions):
@@ -301,7 +329,6 @@ class _Running:
         self._server = server
         self._listeners = listeners
         self._tls = tls
-        self._gone = trio.lowlevel.ParkingLot()
 
     async def run(self, task_status: trio.TaskStatus[Server]) -> None:
         gateway, server = self._gateway, self._server
@@ -341,6 +368,8 @@ class _Running:
             return
         for waiter in list(gateway.waiters):
             waiter.refuse(shutting_down())
+        for exchange in list(gateway.exchanges):
+            exchange.refuse(shutting_down())
         for channel in list(gateway.channels):
             channel.close_nowait(_GOING_AWAY, SHUTDOWN_TEXT)
         for live in list(gateway.sessions):
@@ -348,7 +377,7 @@ class _Running:
         gateway.end_idle_connections()
         with trio.move_on_after(drain_timeout):
             while gateway.open_connections:
-                await self._gone.park()
+                await self._gateway.connection_ended.park()
 
     # ------------------------------------------------------------------------------------------------------ connections
 
@@ -364,7 +393,7 @@ class _Running:
         while True:
             while self._gateway.open_connections >= room:
                 # At the bound nobody is accepted; the kernel's backlog holds those who come.
-                await self._gone.park()
+                await self._gateway.connection_ended.park()
             try:
                 stream = await listener.accept()
             except OSError as error:
@@ -390,7 +419,7 @@ class _Running:
                     await cut(stream)  # noqa: ASYNC102 - shields itself
             finally:
                 self._gateway.open_connections -= 1
-                self._gone.unpark_all()
+                self._gateway.connection_ended.unpark_all()
 
     async def _greet(self, stream: trio.SocketStream) -> Peer | None:
         """Do the TLS handshake, if there is one; None when the peer does not manage it."""

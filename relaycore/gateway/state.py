@@ -16,7 +16,7 @@ import trio
 
 from ..broker.auth import Authorizer, Credential, Grant, find_credential
 from ..broker.model import HybridConnection, Namespace, host_name
-from ..broker.quota import ConnectionQuota, SourceLimiter, source_key
+from ..broker.quota import ByteBudget, ConnectionQuota, SourceLimiter, source_key
 from ..broker.registry import Registry
 from ..broker.rendezvous import RendezvousTable
 from ..config import Config
@@ -24,18 +24,19 @@ from ..errors import EndpointNotFound, ServerBusy
 from ..net.linger import cut
 from ..net.pool import BufferPool
 from ..net.session import EndReason, SessionResult
+from ..net.websocket import WebSocketLeg
 from ..store.base import Store
 from ..trace import Trace
 from ..vocab import RefusalReason, Right, TrackingId
-from ..wire.address import Address
 from ..wire.http1 import Headers, RequestHead
 from ..wire.messages import RemoteEndpoint
 from ..wire.status import close_reason, make_tracking_id, refusal_reason_phrase
 
 if TYPE_CHECKING:
     from .control_channel import ControlChannel
+    from .exchange import Exchange
     from .relay_stream import LiveSession
-    from .waiter import Waiter
+    from .waiter import StreamWaiter
 
 __all__ = ["SHUTDOWN_TEXT", "Gateway", "Peer", "deleted_text", "shutting_down"]
 
@@ -100,6 +101,7 @@ class Gateway:
         self.registry = Registry(max_per_entity=limits.listeners_per_entity)
         self.rendezvous = RendezvousTable()
         self.connections = ConnectionQuota(limit=limits.connections_per_namespace)
+        self.http_buffers = ByteBudget(limits.http_buffer_bytes)
         self.limiter = SourceLimiter(
             limits.refusals_per_second_per_source,
             limits.refusals_burst,
@@ -108,8 +110,10 @@ class Gateway:
         # Who is here now; each task enters and leaves by itself.
         self.channels: set[ControlChannel] = set()
         self.sessions: set[LiveSession] = set()
-        self.waiters: set[Waiter] = set()
+        self.waiters: set[StreamWaiter] = set()
+        self.exchanges: set[Exchange] = set()
         self.open_connections = 0
+        self.connection_ended = trio.lowlevel.ParkingLot()
         self.is_stopping = False
         self._background: trio.Nursery | None = None
         self._idle: set[trio.CancelScope] = set()
@@ -118,6 +122,8 @@ class Gateway:
         self.sessions_by_reason = dict.fromkeys(EndReason, 0)
         self.bytes_to_listener = 0
         self.bytes_to_sender = 0
+        self.requests_answered = 0
+        self.requests_failed = 0
         self.refusals_by_reason: Counter[RefusalReason] = Counter()
 
     def new_guid(self) -> str:
@@ -180,6 +186,16 @@ class Gateway:
             return self.config.server.public_url.rstrip("/")
         return f"{'wss' if peer.is_tls else 'ws'}://{head.host}"
 
+    @contextmanager
+    def counted_connection(self) -> Iterator[None]:
+        """Count a connection as open for as long as the block lasts."""
+        self.open_connections += 1
+        try:
+            yield
+        finally:
+            self.open_connections -= 1
+            self.connection_ended.unpark_all()
+
     def use_background(self, nursery: trio.Nursery) -> None:
         """Name the nursery in which farewells run; it is the server's own."""
         self._background = nursery
@@ -188,6 +204,15 @@ class Gateway:
         """Send ``farewell`` and close a stream that nobody waits for any more, within ``timeouts.close``."""
         assert self._background is not None
         self._background.start_soon(self._say_goodbye, stream, farewell)
+
+    def part_soon(self, leg: WebSocketLeg, code: int, text: str, tracking_id: str) -> None:
+        """Close a leg with a code of ours, within ``timeouts.close``, while nobody waits for it."""
+        assert self._background is not None
+        self._background.start_soon(self._part, leg, code, self.close_reason(text, tracking_id))
+
+    async def _part(self, leg: WebSocketLeg, code: int, reason: str) -> None:
+        with self.counted_connection():
+            await leg.close(code, reason, close_timeout=self.config.timeouts.close)
 
     async def _say_goodbye(self, stream: trio.abc.Stream, farewell: bytes) -> None:
         try:
@@ -239,10 +264,10 @@ class Gateway:
         self.bytes_to_listener += result.statistics.to_listener.payload_bytes
         self.bytes_to_sender += result.statistics.to_sender.payload_bytes
 
-    def system_tracker(self, head: RequestHead | None, address: Address | None) -> str:
+    def system_tracker(self, head: RequestHead | None, path: str | None) -> str:
         """``sb://NAMESPACE/ENTITY`` of a refusal (12)."""
         host = (head.host if head is not None else None) or self.config.namespace.name
-        return f"sb://{host}/{address.path if address is not None else ''}"
+        return f"sb://{host}/{path or ''}"
 
     def reason_phrase(self, message: str, tracking_id: str, tracker: str) -> str:
         """A refusal's reason phrase in the form of section 12."""

@@ -6,9 +6,10 @@ the outcome, without a checkpoint, and the sender's own task acts on it.
 
 from __future__ import annotations
 
+import abc
 import enum
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 import trio
 
@@ -20,7 +21,7 @@ from ..wire.http1 import build_response
 if TYPE_CHECKING:
     from .state import Gateway
 
-__all__ = ["CLOSE_HEADERS", "HandOver", "Lost", "Refusal", "Waiter", "let_go"]
+__all__ = ["CLOSE_HEADERS", "HandOver", "Lost", "Refusal", "StreamWaiter", "Waiter", "let_go"]
 
 CLOSE_HEADERS: Final = (("Content-Length", "0"), ("Connection", "close"))
 """Header lines of an answer that ends an upgrade's connection."""
@@ -50,12 +51,22 @@ class Lost(enum.Enum):
     BUSY = enum.auto()  # its queue is full
 
 
-class Waiter:
-    """A sender that waits for a listener. The first outcome counts; each is set without a checkpoint."""
+_Answer = TypeVar("_Answer")
+
+
+class Waiter(abc.ABC, Generic[_Answer]):
+    """A sender that waits for a listener. The first outcome counts; each is set without a checkpoint.
+
+    ``_Answer`` is what a kind of sender may get beside a rendezvous connection, ``None`` where there is nothing else.
+    """
 
     def __init__(self) -> None:
-        self._outcome: HandOver | Refusal | Refused | Lost | None = None
-        self._changed = trio.Event()
+        self._outcome: HandOver | Refusal | Refused | Lost | _Answer | None = None
+        self._is_taken = False
+
+    @abc.abstractmethod
+    def _wake(self) -> None:
+        """Called once, when the outcome is there."""
 
     def hand_over(self, connection: HandOver) -> bool:
         """The rendezvous connection is there.
@@ -73,30 +84,45 @@ class Waiter:
         self._set(refused)
 
     def channel_lost(self) -> None:
-        """The control channel that carried the ``accept`` is gone: somebody else may be asked."""
+        """The control channel that carried the message is gone."""
         self._set(Lost.CHANNEL)
-
-    def _set(self, outcome: HandOver | Refusal | Refused | Lost) -> bool:
-        if self._outcome is not None:
-            return False
-        self._outcome = outcome
-        self._changed.set()
-        return True
-
-    async def wait(self) -> HandOver | Refusal | Refused | Lost:
-        """Wait for the outcome and take it; a rendezvous connection belongs to the caller then."""
-        await self._changed.wait()
-        outcome = self._outcome
-        assert outcome is not None
-        self._outcome = Lost.CHANNEL
-        return outcome
 
     def take_unclaimed(self) -> HandOver | None:
         """The rendezvous connection that came when nobody waited any more."""
-        return self._outcome if isinstance(self._outcome, HandOver) else None
+        return self._outcome if isinstance(self._outcome, HandOver) and not self._is_taken else None
+
+    def _set(self, outcome: HandOver | Refusal | Refused | Lost | _Answer) -> bool:
+        if self._outcome is not None:
+            return False
+        self._outcome = outcome
+        self._wake()
+        return True
+
+    def _take(self) -> HandOver | Refusal | Refused | Lost | _Answer | None:
+        """The outcome, if there is one; a rendezvous connection belongs to the caller then."""
+        self._is_taken = self._outcome is not None
+        return self._outcome
 
 
-def let_go(gateway: Gateway, pending: Pending, waiter: Waiter) -> None:
+class StreamWaiter(Waiter[None]):
+    """A WebSocket sender that waits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._changed = trio.Event()
+
+    def _wake(self) -> None:
+        self._changed.set()
+
+    async def wait(self) -> HandOver | Refusal | Refused | Lost:
+        """Wait for the outcome and take it."""
+        await self._changed.wait()
+        outcome = self._take()
+        assert outcome is not None
+        return outcome
+
+
+def let_go(gateway: Gateway, pending: Pending, waiter: Waiter[_Answer]) -> None:
     """Close the address of a wait that is over, and turn away a listener that came in this very moment."""
     gateway.rendezvous.expire(trio.current_time())
     gateway.rendezvous.cancel(pending)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import struct
+
 import trio
 
-__all__ = ["close_gently", "cut", "is_reset"]
+__all__ = ["close_gently", "cut", "is_reset", "reset"]
 
 _TIMEOUT = 2.0
 """Seconds that the peer may take to close after us."""
@@ -39,6 +42,19 @@ async def cut(*streams: trio.abc.Stream) -> None:
     with trio.CancelScope(shield=True):
         for stream in streams:
             await trio.aclose_forcefully(stream)
+
+
+async def reset(stream: trio.abc.Stream) -> None:
+    """Close a stream so that its peer cannot take the end for a proper one: with a reset, where it is a TCP socket.
+
+    For what cannot say otherwise that it is not whole, such as a body that goes on until the connection closes. Never
+    blocks; a checkpoint all the same.
+    """
+    socket = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
+    if isinstance(socket, trio.SocketStream):
+        with contextlib.suppress(OSError):
+            socket.socket.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, struct.pack("ii", 1, 0))
+    await cut(stream)
 
 
 async def close_gently(stream: trio.abc.Stream) -> None:

@@ -25,6 +25,7 @@ __all__ = [
     "build_listen_url",
     "build_reject_url",
     "build_rendezvous",
+    "connect_address",
     "decode_path",
     "entity_candidates",
     "is_hybrid_target",
@@ -223,6 +224,22 @@ def _own_parameters(query: str) -> dict[str, str]:
             name, _, value = piece.partition("=")
             own.setdefault(unquote_plus(name).lower(), unquote_plus(value))
     return own
+
+
+def connect_address(target: str) -> Address:
+    """Read the target of a WebSocket upgrade on a plain path as what a sender under ``/$hc/`` would ask for.
+
+    A web page that was served through the relay knows its own origin only, and no path with ``$hc``.
+    """
+    asked = parse_http_target(target)
+    return Address(
+        action=Action.CONNECT,
+        path=asked.path,
+        raw_path=asked.raw_path,
+        user_query=asked.user_query,
+        id=asked.id,
+        token=asked.token,
+    )
 
 
 def _is_own(piece: str) -> bool:

@@ -1,0 +1,127 @@
+"""One client's HTTP/1.1 connection, as the task that serves it sees it: requests in, bytes out."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import trio
+
+from ..wire.http1 import Body, EndOfRequest, RequestHead, RequestReader
+from .state import Peer
+
+__all__ = ["HttpPeer"]
+
+_RECEIVE_BYTES: Final = 65_536
+"""One read. Heads are small, and a large body wants few turns."""
+
+_AHEAD_BYTES: Final = 65_536
+"""What is read of a peer whose answer is not there yet: the next requests, or the beginning of a body. Beyond that the
+network holds it, and its leaving is noticed only when the answer is sent."""
+
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class HttpPeer:
+    """A connection on which requests come one after the other.
+
+    Args:
+      peer: the connection; its TLS handshake is done.
+      max_head_bytes, max_headers: as for :class:`relaycore.wire.http1.RequestReader`.
+
+    Used by one task at a time.
+    """
+
+    def __init__(self, peer: Peer, *, max_head_bytes: int, max_headers: int) -> None:
+        self.peer = peer
+        self.stream = peer.stream
+        self.reader = RequestReader(max_head_bytes=max_head_bytes, max_headers=max_headers)
+        self._head: RequestHead | None = None
+        self._is_complete = True
+        self._may_continue = False
+
+    @property
+    def head(self) -> RequestHead | None:
+        """The request that is being served."""
+        return self._head
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all of that request has been read, so that another may follow. Reads nothing from the network."""
+        if not self._is_complete and self._head is not None and not self._head.has_body:
+            self._take_event()
+        return self._is_complete
+
+    def next_head(self) -> RequestHead | None:
+        """Take a request head that is in hand. Raises as `RequestReader.next_event`."""
+        event = self.reader.next_event()
+        if not isinstance(event, RequestHead):
+            return None
+        self._head = event
+        self._is_complete = False
+        self._may_continue = event.expects_continue
+        self.peer.is_answered = False
+        return event
+
+    def forget(self) -> None:
+        """The request is over."""
+        self._head = None
+
+    async def fill(self) -> bool:
+        """Read once. Returns: False at the end of the stream. A checkpoint.
+
+        Raises:
+          trio.BrokenResourceError: the connection is lost.
+        """
+        data = await self.stream.receive_some(_RECEIVE_BYTES)
+        if not data:
+            return False
+        self.reader.receive_data(data)
+        return True
+
+    async def receive(self) -> bytes:
+        """Wait for a piece of the body.
+
+        Returns: what one read brought of it, or ``b""`` at its end.
+
+        Raises:
+          RemoteProtocolError: it is framed wrongly.
+          trio.BrokenResourceError: the peer left before its end.
+
+        A checkpoint only when it has to read.
+        """
+        while (piece := self._take_event()) is None:
+            if not await self.fill():
+                raise trio.BrokenResourceError("the peer left inside a request body")
+        return piece
+
+    async def send_continue(self) -> None:
+        """Answer ``Expect: 100-continue``, once, unless the body is coming already (RFC 9110 10.1.1)."""
+        if self._may_continue and not self.reader.trailing:
+            self._may_continue = False
+            await self.stream.send_all(_CONTINUE)
+
+    async def watch(self) -> None:
+        """Return when the peer has gone, and never otherwise: for waiting beside something else.
+
+        What it sends meanwhile is kept, up to 64 KiB. Its end of stream counts as going: nobody who wants an answer
+        closes. May be cancelled without loss.
+        """
+        try:
+            while len(self.reader.trailing) < _AHEAD_BYTES:
+                if not await self.fill():
+                    return
+        except trio.BrokenResourceError:
+            return
+        await trio.sleep_forever()
+
+    def _take_event(self) -> bytes | None:
+        if self._is_complete:
+            return b""
+        match self.reader.next_event():
+            case Body(data):
+                self._may_continue = False
+                return data
+            case EndOfRequest():
+                self._is_complete = True
+                return b""
+        return None

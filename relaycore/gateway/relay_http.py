@@ -1,0 +1,392 @@
+"""HTTP senders: one request is taken to a listener, and its response back.
+
+::
+
+    sender's task                                            the listener
+    ─────────────                                            ────────────
+    check, choose
+    body in hand and small?
+      yes: request [+ body] over the control channel ─────▶  answers there .......... the channel's task: answer()
+                                                             or dials the address ... the rendezvous' task: hand_over()
+      no:  the address alone ─────────────────────────────▶  dials it ............... hand_over()
+    wait: 60 s, watching the sender
+    answered:     head and body in one send
+    handed over:  see http_transfer
+
+A sender gets exactly one of: an answer of the listener, a refusal of the relay, a cut connection. A cut is for what
+comes too late to be said: the head of the answer has left already.
+
+Source: wire contract 9 to 14.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import trio
+
+from ..broker.exchange import Answer, Way, control_body_room
+from ..broker.model import HybridConnection, endpoint_not_found
+from ..broker.quota import ByteLease
+from ..broker.registry import ListenerEntry, parse_listener_filter
+from ..errors import NoListener, Refused, Rejected
+from ..net.linger import close_gently, reset
+from ..trace import REQUEST_ANSWERED, REQUEST_FAILED, REQUEST_SENT
+from ..vocab import Action, RefusalReason, Right
+from ..wire import limits
+from ..wire.address import HttpTarget, build_rendezvous, parse_http_target, request_target
+from ..wire.handshake import request_headers
+from ..wire.http1 import RequestHead
+from ..wire.messages import Request, encode_request
+from .control_channel import ControlChannel, Outgoing
+from .exchange import SENDER_GONE, Exchange, body_too_slow, http_disabled, listener_lost, no_response
+from .http_answer import AnswerWriter
+from .http_peer import HttpPeer
+from .http_transfer import Transfer
+from .state import Gateway, shutting_down
+from .waiter import HandOver, Lost, Refusal, let_go
+
+__all__ = ["serve_request"]
+
+_READ_BYTES: Final = 65_536
+"""What one read may bring beyond the room that a chunked request has."""
+
+
+async def serve_request(gateway: Gateway, sender: HttpPeer, head: RequestHead) -> bool:
+    """Take one request to a listener and answer it.
+
+    Returns: whether another request may follow on the connection; else it has been ended as it has to be.
+
+    Raises:
+      Refused, RemoteProtocolError: nothing has been answered yet; the caller does it.
+      trio.BrokenResourceError: the sender has gone.
+    """
+    target = parse_http_target(head.target)
+    namespace = gateway.namespace_for(head)
+    found = namespace.find_entity(target.path)
+    if found is None:
+        raise endpoint_not_found(target.path)
+    entity, _ = found
+    if not entity.http:
+        raise http_disabled(entity.path)
+    _, credential = gateway.authorize(
+        namespace,
+        entity,
+        target.path,
+        Right.SEND,
+        head.headers,
+        target.token,
+        may_use_authorization=entity.requires_client_authorization,
+    )
+    with gateway.connections.acquire(namespace.name):
+        exchange = Exchange(gateway, namespace.name, entity.path, gateway.tracking_id(target.id))
+        gateway.exchanges.add(exchange)
+        request = _Request(gateway, sender, head, target, entity, exchange, credential.source if credential else None)
+        try:
+            return await request.serve()
+        except Refused as refused:
+            refused.tracking_id = refused.tracking_id or exchange.tracking_id
+            request.failed(refused.message, refused.http_status)
+            raise
+        except trio.BrokenResourceError:
+            request.failed(SENDER_GONE)
+            raise
+        finally:
+            gateway.exchanges.discard(exchange)
+            exchange.release()
+
+
+class _Request:
+    """One request on its way. The sender's task owns it."""
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        sender: HttpPeer,
+        head: RequestHead,
+        target: HttpTarget,
+        entity: HybridConnection,
+        exchange: Exchange,
+        credential_header: str | None,
+    ) -> None:
+        self._gateway = gateway
+        self._sender = sender
+        self._head = head
+        self._target = target
+        self._entity = entity
+        self._exchange = exchange
+        via_host = head.host or gateway.config.namespace.name
+        self._headers = request_headers(head.headers, credential_header=credential_header, via_host=via_host)
+        self._answer = AnswerWriter(gateway, sender, head, via_host)
+        self._started = trio.current_time()
+        self._deadline = self._started + gateway.config.timeouts.http_response
+        # The whole message, when only the address goes over the control channel.
+        self._held_back: str | None = None
+        # What has been read of the body: all of it when it goes with the request, its beginning when it does not.
+        self._body = bytearray()
+        self._lease: ByteLease | None = None
+        self._to_listener_bytes = 0
+        self._way = Way.CONTROL
+
+    async def serve(self) -> bool:
+        """See :func:`serve_request`."""
+        try:
+            channel = self._choose()
+            room = control_body_room(self._size(channel))
+            if not await self._collect_body(room):
+                self._way = Way.RENDEZVOUS
+            outcome = await self._send_and_wait()
+        finally:
+            if self._lease is not None and self._way is Way.CONTROL:
+                self._lease.release()
+        try:
+            match outcome:
+                case HandOver():
+                    return await self._transfer(outcome)
+                case Answer(_, response, body):
+                    cause = await self._answer.send_whole(response, body)
+                    return await self._finish(cause)
+                case Refusal(status, description):
+                    raise Rejected(description, http_status=status if 400 <= status <= 599 else 502)
+                case Lost():
+                    raise listener_lost()
+                case Refused():
+                    raise outcome
+                case None:
+                    raise trio.BrokenResourceError(SENDER_GONE)
+        finally:
+            if self._lease is not None:
+                self._lease.release()
+
+    # ----------------------------------------------------------------------------------------------- to the listener
+
+    def _choose(self, excluded: set[ListenerEntry] | None = None) -> ControlChannel:
+        allowed, disallowed = parse_listener_filter(self._head.headers)
+        entry = self._gateway.registry.choose(
+            self._exchange.namespace,
+            self._entity.path,
+            allowed=allowed,
+            disallowed=disallowed,
+            excluded=excluded if excluded is not None else (),
+            rng=self._gateway.rng,
+            no_listener_status=502,
+        )
+        assert isinstance(entry.handle, ControlChannel)
+        return entry.handle
+
+    def _message(self, channel: ControlChannel, secret: str, *, is_full: bool = True) -> str:
+        exchange = self._exchange
+        address = build_rendezvous(
+            channel.public_url,
+            self._target.raw_path,
+            self._target.user_query,
+            Action.REQUEST,
+            exchange.tracking_id,
+            secret,
+        )
+        if not is_full:
+            return encode_request(Request(address=address, id=exchange.tracking_id))
+        return encode_request(
+            Request(
+                address=address,
+                id=exchange.tracking_id,
+                requestTarget=request_target(
+                    self._target.raw_path, self._target.user_query, raw=self._entity.raw_target
+                ),
+                method=self._head.method,
+                remoteEndpoint=self._sender.peer.remote,
+                requestHeaders=self._headers,
+                body=self._head.has_body,
+            )
+        )
+
+    def _size(self, channel: ControlChannel) -> int:
+        """Bytes of the whole message to this listener.
+
+        Raises:
+          Refused: 431; it is longer than listeners take, whatever its way.
+        """
+        size = len(self._message(channel, self._gateway.new_secret()).encode())
+        if size > limits.MAX_CONTROL_MESSAGE_BYTES:
+            raise Refused(
+                "The request headers are too large for a message to the listener",
+                http_status=431,
+                reason=RefusalReason.HEAD_TOO_LARGE,
+            )
+        return size
+
+    async def _collect_body(self, room: int) -> bool:
+        """Read the body if it can go with the request: 9.2 wants it whole before the listener hears of it.
+
+        Returns: whether it is all there; else ``_body`` is its beginning.
+        """
+        head = self._head
+        if not head.has_body:
+            return True
+        length = head.content_length
+        if room == 0 or (length is not None and length > room):
+            return False
+        self._lease = self._gateway.http_buffers.take(length if length is not None else room + _READ_BYTES)
+        if self._lease is None:
+            return False
+        await self._sender.send_continue()
+        timeouts = self._gateway.config.timeouts
+        if length is None:
+            is_whole = False
+            with self._exchange.until_refused(trio.current_time() + timeouts.request_gather):
+                while not is_whole and len(self._body) <= room:
+                    piece = await self._sender.receive()
+                    is_whole = not piece
+                    self._body += piece
+            return is_whole
+        with self._exchange.until_refused(trio.current_time() + timeouts.http_body) as silence:
+            while piece := await self._sender.receive():
+                self._body += piece
+                silence.deadline = trio.current_time() + timeouts.http_body
+        if silence.cancelled_caught:
+            raise self._exchange.refused or body_too_slow()
+        return True
+
+    async def _send_and_wait(self) -> HandOver | Refusal | Refused | Lost | Answer[Exchange] | None:
+        """Send the request to a listener and wait for what becomes of it. None: the sender has gone."""
+        gateway, exchange = self._gateway, self._exchange
+        channel = await self._find_room()
+        if channel is None or isinstance(channel, Refused):
+            return channel
+        if exchange.tracking_id in channel.replies:
+            # 9.3: an id stands for one request; this sender's id has another one under way.
+            exchange.tracking_id = gateway.tracking_id()
+        now = trio.current_time()
+        self._deadline = now + gateway.config.timeouts.http_response
+        pending = gateway.rendezvous.mint(
+            exchange,
+            namespace=exchange.namespace,
+            entity_path=self._entity.path,
+            action=Action.REQUEST,
+            tracking_id=exchange.tracking_id,
+            now=now,
+            deadline=self._deadline,
+            new_id=gateway.new_secret,
+        )
+        outgoing = Outgoing(self._message(channel, pending.id, is_full=self._way is Way.CONTROL))
+        if self._way is Way.RENDEZVOUS:
+            self._held_back = self._message(channel, pending.id)
+        elif self._head.has_body:
+            outgoing.body, outgoing.lease = bytes(self._body), self._lease
+            self._to_listener_bytes = len(outgoing.body)
+            self._body.clear()
+        try:
+            channel.replies.expect(exchange.tracking_id, exchange)
+            channel.waiters.add(exchange)
+            channel.offer_nowait(outgoing)
+            gateway.trace.emit(
+                REQUEST_SENT,
+                tracking_id=exchange.tracking_id,
+                entity=self._entity.path,
+                listener_id=channel.entry.id,
+                way=self._way.value,
+            )
+            is_here = True
+            with exchange.until_outcome(self._deadline):
+                await self._sender.watch()
+                is_here = False
+            return (exchange.take() or no_response()) if is_here else None
+        finally:
+            channel.withdraw_nowait(outgoing)
+            channel.waiters.discard(exchange)
+            channel.replies.forget(exchange.tracking_id)
+            let_go(gateway, pending, exchange)
+
+    async def _find_room(self) -> ControlChannel | Refused | None:
+        """Choose a listener that takes a message now, or wait until one does. None: the sender has gone meanwhile."""
+        full: set[ListenerEntry] = set()
+        while True:
+            if self._exchange.refused is not None:
+                return self._exchange.refused
+            if self._gateway.is_stopping:
+                return shutting_down()
+            try:
+                channel = self._choose(full)
+            except NoListener:
+                if not full:
+                    raise
+                if not await self._wait_room(full):
+                    return None
+                if trio.current_time() >= self._deadline:
+                    return no_response()
+                full.clear()
+                continue
+            if channel.has_room:
+                return channel
+            full.add(channel.entry)
+
+    async def _wait_room(self, full: set[ListenerEntry]) -> bool:
+        """Wait for a place in one of these queues, at most until the deadline. False: the sender has gone."""
+        entry = self._gateway.rng.choice(sorted(full, key=lambda entry: entry.id))
+        channel = entry.handle
+        assert isinstance(channel, ControlChannel)
+        is_here = True
+
+        async def wait_room(scope: trio.CancelScope) -> None:
+            await channel.wait_room()
+            scope.cancel()
+
+        with self._exchange.until_refused(self._deadline):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(wait_room, nursery.cancel_scope)
+                await self._sender.watch()
+                is_here = False
+                nursery.cancel_scope.cancel()
+        return is_here
+
+    # ------------------------------------------------------------------------------------------------- to the sender
+
+    async def _transfer(self, listener: HandOver) -> bool:
+        transfer = Transfer(
+            self._gateway,
+            self._sender,
+            self._exchange,
+            self._answer,
+            listener,
+            self._held_back,
+            self._body,
+            self._lease,
+        )
+        cause = await transfer.run(self._deadline)
+        self._to_listener_bytes += transfer.to_listener_bytes
+        return await self._finish(cause)
+
+    async def _finish(self, cause: str | None) -> bool:
+        """Book the request, and leave its connection as it has to be. Returns: whether another one may follow."""
+        if cause is not None:
+            self.failed(cause)
+            await reset(self._sender.stream)
+            return False
+        self._gateway.requests_answered += 1
+        self._gateway.trace.emit(
+            REQUEST_ANSWERED,
+            tracking_id=self._exchange.tracking_id,
+            entity=self._entity.path,
+            status=self._answer.status,
+            way=self._way.value,
+            to_listener_bytes=self._to_listener_bytes,
+            to_sender_bytes=self._answer.body_bytes,
+            seconds=round(trio.current_time() - self._started, 6),
+        )
+        if self._answer.keeps_alive and self._sender.is_complete:
+            return True
+        await close_gently(self._sender.stream)
+        return False
+
+    def failed(self, cause: str, status: int | None = None) -> None:
+        """Book a request that got no whole answer of a listener."""
+        self._gateway.requests_failed += 1
+        self._gateway.trace.emit(
+            REQUEST_FAILED,
+            tracking_id=self._exchange.tracking_id,
+            entity=self._entity.path,
+            cause=cause,
+            status=status,
+            way=self._way.value,
+            seconds=round(trio.current_time() - self._started, 6),
+        )
