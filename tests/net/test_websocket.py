@@ -103,6 +103,77 @@ async def test_messages_leave_together():
     assert len(slow.sent) == 1
     assert await client.receive() == Text('{"request":{}}')
     assert await client.receive() == Binary(body)
+    # The largest that goes over a control channel: JSON and body of 64 KiB in all.
+    await server.send_messages(["j" * 500, bytes(65_536 - 500)])
+    assert len(slow.sent) == 2
+    await server.send_messages([])
+    await server.send_messages(["", b""])
+    assert slow.sent[2:] == [b"\x81\x00\x82\x00"]
+    assert server.statistics().frames_sent == 6
+
+
+async def test_many_messages_leave_by_64_kib(autojump_clock: MockClock):
+    """spec 8.2: a long batch is several sends, none much above 64 KiB, and every frame within it."""
+    near, far = memory_stream_pair()
+    slow = SlowStream(near)
+    client = WebSocketLeg(slow, role="client")
+    server = WebSocketLeg(far, role="server")
+    messages = ["grüß", bytes(200_000), "", *[bytes(1000)] * 200, memoryview(b"end")]
+    await client.send_messages(messages)
+    assert len(slow.sent) < 10
+    assert max(map(len, slow.sent)) <= 65_536 + 256
+    for message in messages:
+        expected = Text(message) if isinstance(message, str) else Binary(bytes(message))
+        assert await server.receive() == expected
+
+
+async def test_control_frames_go_between_the_sends_of_a_batch(autojump_clock: MockClock):
+    """failures: pong waits behind data, live peer declared dead."""
+    near, far = memory_stream_pair()
+    slow = SlowStream(near)
+    server = WebSocketLeg(slow, role="server")
+    client = WebSocketLeg(far, role="client")
+    slow.room = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.send_messages, [bytes(60_000)] * 3)
+        await wait_all_tasks_blocked()
+        await client.send_ping(b"alive?")
+        assert await server.receive() == Ping(b"alive?")
+        slow.room.set()
+    assert [(frames[0] & 15, len(frames)) for frames in slow.sent] == [(2, 60_004), (10, 8), (2, 60_004), (2, 60_004)]
+
+
+async def test_a_batch_that_cannot_be_sent_sends_nothing():
+    client, server = legs()
+    with pytest.raises(UnicodeEncodeError):
+        await client.send_messages(["good", "\ud800"])
+    await client.send_messages(["next"])
+    assert await server.receive() == Text("next")
+
+
+async def test_a_batch_cut_between_two_sends_ends_sending(autojump_clock: MockClock):
+    """failures: after a cancelled send the leg is closed, never reused; half a batch is half a request."""
+
+    class CancellingStream(SlowStream):
+        async def send_all(self, data: bytes) -> None:
+            await super().send_all(data)
+            scope.cancel()
+
+    for send in ("send_messages", "send_binary", "send_fragment"):
+        near, _ = memory_stream_pair()
+        client = WebSocketLeg(CancellingStream(near), role="client")
+        with trio.CancelScope() as scope:
+            match send:
+                case "send_messages":
+                    await client.send_messages([bytes(60_000)] * 2)
+                case "send_binary":
+                    await client.send_binary(bytes(100_000))
+                case _:
+                    await client.send_fragment(bytes(100_000), fin=False)
+        assert scope.cancelled_caught
+        for again in (client.send_binary(b"x"), client.send_messages(["x"]), client.send_fragment(b"x", fin=True)):
+            with pytest.raises(StreamLost):
+                await again
 
 
 async def test_fragments_make_one_message():
@@ -117,8 +188,132 @@ async def test_fragments_make_one_message():
     await server.send_fragment(b"", fin=True)
     assert slow.sent == [b"\x02\x02ab", b"\x00\x02cd", b"\x80\x00"]
     assert await client.receive_piece() == Piece(False, b"abcd", True)
+    await server.send_fragment(b"", fin=True)
+    assert slow.sent[3:] == [b"\x82\x00"]
+    assert await client.receive() == Binary(b"")
     await server.send_close()
     assert await client.receive_piece() == Close(1000)
+
+
+async def test_a_long_fragment_leaves_in_frames_of_64_kib():
+    """spec 9.5: relay to listener, frames of at most 65 536 bytes."""
+    near, far = memory_stream_pair()
+    slow = SlowStream(near)
+    server = WebSocketLeg(slow, role="server")
+    client = WebSocketLeg(far, role="client")
+    payload = bytes(range(256)) * 1024
+    await server.send_fragment(payload, fin=False)
+    await server.send_fragment(memoryview(payload), fin=True)
+    assert [(frame[0], len(frame)) for frame in slow.sent] == [
+        (first, 65_546) for first in (0x02, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x80)
+    ]
+    assert await client.receive() == Binary(payload * 2)
+
+
+async def test_control_frames_go_between_fragments_and_messages_do_not():
+    """RFC 6455 5.4: control frames may be injected in a fragmented message, other messages may not."""
+    client, server = legs()
+    await client.send_fragment(b"ab", fin=False)
+    for send in (client.send_text("x"), client.send_binary(b"x"), client.send_messages(["x"])):
+        with pytest.raises(LocalProtocolError):
+            await send
+    await client.send_ping(b"p")
+    await server.send_ping(b"q")
+    assert await client.receive() == Ping(b"q")
+    await client.send_fragment(b"cd", fin=True)
+    await client.send_text("next")
+    assert [await server.receive() for _ in range(4)] == [Ping(b"p"), Pong(b"q"), Binary(b"abcd"), Text("next")]
+
+
+async def test_a_close_may_cut_a_fragmented_message_short():
+    """spec 9.5: Java never ends its body and just closes; ours may have to."""
+    client, server = legs()
+    await client.send_fragment(b"ab", fin=False)
+    await client.send_close(1001)
+    with pytest.raises(LocalProtocolError):
+        await client.send_fragment(b"cd", fin=True)
+    assert await server.receive_piece() == Piece(False, b"ab", False)
+    assert await server.receive_piece() == Close(1001)
+    with pytest.raises(trio.EndOfChannel):
+        await server.receive_piece()
+
+
+async def test_a_fragment_cancelled_before_it_left_may_be_repeated():
+    client, server = legs()
+    await client.send_fragment(b"ab", fin=False)
+    for data in (b"cd", b""):
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await client.send_fragment(data, fin=False)
+        assert scope.cancelled_caught
+    await client.send_fragment(b"cd", fin=True)
+    await client.send_binary(b"next")
+    assert await server.receive() == Binary(b"abcd")
+    assert await server.receive() == Binary(b"next")
+
+
+async def test_a_fragment_cancelled_behind_its_last_byte_is_sent(autojump_clock: MockClock):
+    """failures: a fragment that is out must not be opened a second time, whatever its pong ran into."""
+    near, far = memory_stream_pair()
+
+    class CancellingStream(SlowStream):
+        async def send_all(self, data: bytes) -> None:
+            await super().send_all(data)
+            if not scope.cancel_called:
+                client._owed_pong = b"owed"
+                scope.cancel()
+
+    client = WebSocketLeg(CancellingStream(near), role="client")
+    server = WebSocketLeg(far, role="server")
+    with trio.CancelScope() as scope:
+        await client.send_fragment(b"ab", fin=True)
+    assert scope.cancelled_caught
+    await client.send_text("next")
+    assert await server.receive() == Binary(b"ab")
+    assert await server.receive() == Text("next")
+
+
+async def test_bodies_of_single_bytes_come_in_few_pieces():
+    """spec 20.1: 66 000 single-byte writes cost a piece for each read, not for each frame."""
+    near, far = memory_stream_pair()
+    client = WebSocketLeg(near, role="client", max_message_bytes=1)
+    await far.send_all(encode_frame(2, b"x", fin=False) + encode_frame(0, b"x", fin=False) * 65_999 + b"\x80\x00")
+    found = []
+    while not found or not found[-1].fin:
+        found.append(await client.receive_piece())
+    assert b"".join(piece.data for piece in found) == b"x" * 66_000
+    assert len(found) <= 66_001 * 3 // 65_536 + 1
+
+
+async def test_pieces_come_while_pings_are_answered():
+    """spec 6.3: pings inside a body are answered, pongs are swallowed."""
+    client, server = legs()
+    await client.send_text("head")
+    await client.send_fragment(b"ab", fin=False)
+    await client.send_ping(b"p")
+    await client.send_pong(b"sign of life")
+    assert await server.receive() == Text("head")
+    assert await server.receive_piece() == Piece(False, b"ab", False)
+    async with trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def read_the_rest() -> None:
+            assert await server.receive_piece() == Piece(False, b"cd", True)
+
+        assert await client.receive() == Pong(b"p")
+        await client.send_fragment(b"cd", fin=True)
+
+
+async def test_a_body_cut_off_is_a_loss():
+    """spec 9.5: TCP loss is a truncated body, never its end; what had come is handed over first."""
+    near, far = memory_stream_pair()
+    client = WebSocketLeg(near, role="client")
+    await far.send_all(encode_frame(2, b"half", fin=False))
+    await far.aclose()
+    assert await client.receive_piece() == Piece(False, b"half", False)
+    for _ in range(2):
+        with pytest.raises(StreamLost):
+            await client.receive_piece()
 
 
 async def test_bytes_lose_boundaries():
@@ -367,19 +562,24 @@ async def test_reading_may_be_cancelled_at_any_time(autojump_clock: MockClock):
     assert await server.receive() == Binary(b"x" * 1000)
 
 
-@pytest.mark.parametrize("read", ["messages", "bytes"])
+@pytest.mark.parametrize("read", ["messages", "pieces", "bytes"])
 async def test_a_cancelled_read_leaves_what_has_come(read: str):
+    receive = {
+        "messages": WebSocketLeg.receive,
+        "pieces": WebSocketLeg.receive_piece,
+        "bytes": WebSocketLeg.receive_bytes,
+    }[read]
     client, server = legs()
     for text in (b"1", b"2", b"3"):
         await client.send_binary(text)
     assert await server.receive() == Binary(b"1")  # the others came in the same read
     with trio.CancelScope() as scope:
         scope.cancel()
-        await (server.receive() if read == "messages" else server.receive_bytes())
+        await receive(server)
     assert scope.cancelled_caught
     with trio.fail_after(1), trio.CancelScope() as scope:
         trio.lowlevel.spawn_system_task(_cancel, scope)  # strikes while others run, once the bytes are in hand
-        assert await (server.receive() if read == "messages" else server.receive_bytes()) in (Binary(b"2"), b"23")
+        assert await receive(server) in (Binary(b"2"), Piece(False, b"2", True), b"23")
     assert not scope.cancelled_caught
     assert read == "bytes" or await server.receive() == Binary(b"3")
 

@@ -230,6 +230,95 @@ def test_wire_sample():
     assert parsed == address.Address(Action.CONNECT, "a2/suffix/x y", "a2/suffix/x%20y", "foo=bar", GUID)
 
 
+# Relayed requests ---------------------------------------------------------------------------------------------------
+
+
+def relayed(target, *, raw=False):
+    asked = address.parse_http_target(target)
+    return address.request_target(asked.raw_path, asked.user_query, raw=raw)
+
+
+@pytest.mark.parametrize(
+    ("sent", "seen"),
+    [
+        ("/hyco", "/hyco"),
+        ("/hyco/", "/hyco/"),
+        ("/hyco/extra%20Path/extra%20%20Path2", "/hyco/extra Path/extra  Path2"),
+        ("/hyco/a+b%2Bc", "/hyco/a+b%2Bc"),
+        ("/hyco/%2f%2F%c3%A4%25%3f%23", "/hyco/%2f%2F%c3%A4%25%3f%23"),
+        ("/hyco/%2520", "/hyco/%2520"),
+        ("/hyco/%", "/hyco/%"),
+        ("/hyco/a?b=%20&c=+", "/hyco/a?b=%20&c=+"),
+        ("/hyco%20?a%20b", "/hyco ?a%20b"),
+        ("/hyco/./../x", "/hyco/./../x"),
+        ("/hyco//x", "/hyco//x"),
+        ("/hyco?a?b", "/hyco?a?b"),
+    ],
+)
+def test_escapes_in_a_request_target(sent, seen):
+    """spec 9.4: %20 in the path becomes a blank, every other escape and the whole query stay as sent."""
+    assert relayed(sent) == seen
+    assert relayed(sent, raw=True) == sent
+
+
+@pytest.mark.parametrize(
+    ("sent", "seen"),
+    [
+        ("//hyco/x", "/hyco/x"),
+        ("///hyco", "/hyco"),
+        ("/", "/"),
+        ("", "/"),
+        ("*", "/"),
+        ("?a", "/?a"),
+        ("https://relay.example/hyco/x?a", "/hyco/x?a"),
+        ("HTTP://relay.example:8080//hyco", "/hyco"),
+        ("http://relay.example", "/"),
+        ("http://relay.example?a", "/?a"),
+    ],
+)
+def test_a_request_target_is_in_origin_form(sent, seen):
+    """spec 9.3: origin form with the entity path, starting with one slash."""
+    assert relayed(sent) == relayed(sent, raw=True) == seen
+
+
+def test_what_a_request_asks_for():
+    """spec 2.1: a relayed request may carry a token and an id in its query."""
+    asked = address.parse_http_target(
+        f"//hyco/%c3%a4%20/?a=1&sb-hc-id={GUID}&SB-hc-token=a%252Bb+c&sb-hc-action=listen&&b"
+    )
+    assert asked == address.HttpTarget("hyco/\xe4 ", "hyco/%c3%a4%20/", "a=1&&b", GUID, "a%2Bb c")
+    assert "%2Bb" not in repr(asked)
+    assert address.parse_http_target("/hyco?sb-hc-id=1&sb-hc-id=2&sb-hc-token=").id == "1"
+    assert address.parse_http_target("/hyco?sb-hc-token=").token is None
+
+
+def test_asterisk_names_no_entity():
+    """RFC 9112 3.2.4: the asterisk is about the server itself."""
+    assert address.parse_http_target("*") == address.HttpTarget("", "", "", None, None)
+
+
+@given(path=strategies.unescaped_paths, query=strategies.raw_queries)
+def test_a_request_reaches_the_path_that_was_meant(path, query):
+    """spec 9.4: whatever is handed over unescaped, it names the same resource, and its rendezvous can be dialled."""
+    asked = address.parse_http_target(f"/{quote(path, safe='/')}?{query}")
+    assert asked.path == path.strip("/")
+    shown, _, shown_query = address.request_target(asked.raw_path, asked.user_query, raw=False).partition("?")
+    assert address.decode_path(shown) == path.strip("/")
+    assert "%20" not in shown
+    assert shown_query == address.strip_query(query)
+    assert STRICT.fullmatch(build(raw_path=asked.raw_path, user_query=asked.user_query))
+
+
+@given(strategies.hostile_text)
+def test_any_text_is_an_http_target(text):
+    """spec 9.1: what a sender asks for is never an error of the address; it may name nothing."""
+    for target in (text, "/" + text, "/a?" + text):
+        asked = address.parse_http_target(target)
+        shown = address.request_target(asked.raw_path, asked.user_query, raw=True)
+        assert shown.startswith("/")
+        assert not shown.startswith("//")
+
+
 def test_nothing_secret_in_the_repr():
     """spec 5.4: the rendezvous address is itself the secret; it and the token stay out of logs."""
     text = repr(parse_target("/$hc/a?sb-hc-action=accept&sb-hc-rid=s3cret&sb-hc-token=t0ken"))

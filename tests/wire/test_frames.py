@@ -138,6 +138,122 @@ def test_pieces_keep_type_and_ends():
     ]
 
 
+def joined(pieces: list[Piece | Ping | Pong | Close]) -> list[Event]:
+    """The events that pieces make; control frames stand before the message that they interrupt."""
+    found: list[Event] = []
+    under_way = b""
+    for piece in pieces:
+        if not isinstance(piece, Piece):
+            found.append(piece)
+            continue
+        under_way += piece.data
+        if piece.fin:
+            found.append(Text(under_way.decode()) if piece.is_text else Binary(under_way))
+            under_way = b""
+    return found
+
+
+@settings(deadline=None)
+@given(cuts=st.lists(st.integers(0, len(WIRE)), max_size=8))
+def test_pieces_at_any_split_make_the_same_messages(cuts: list[int]):
+    """RFC 6455 5.4: pieces tell the same story as whole messages; none is empty but a last one."""
+    source = reader()
+    found = []
+    for start, end in itertools.pairwise([0, *sorted(cuts), len(WIRE)]):
+        source.receive_data(WIRE[start:end])
+        found += pieces_of(source)
+    assert joined(found) == STORY
+    assert all(piece.data or piece.fin for piece in found if isinstance(piece, Piece))
+
+
+def test_a_body_of_single_bytes_comes_in_one_piece():
+    """spec 20.1: one-byte frames at speed; those of one read are joined."""
+    source = reader()
+    frames = 66_000
+    source.receive_data(
+        frame(OPCODE_BINARY, b"x", fin=False)
+        + frame(OPCODE_CONTINUATION, b"x", fin=False) * (frames - 1)
+        + frame(OPCODE_CONTINUATION)
+        + frame(OPCODE_BINARY, b"y")
+    )
+    assert pieces_of(source) == [Piece(False, b"x" * frames, True), Piece(False, b"y", True)]
+
+
+def test_an_unfinished_body_comes_as_far_as_it_is_there():
+    source = reader()
+    source.receive_data(frame(OPCODE_BINARY, b"", fin=False))
+    assert source.next_piece() is None
+    assert not source.is_between_messages
+    source.receive_data(frame(OPCODE_CONTINUATION, b"abc")[:-1])
+    assert source.next_piece() == Piece(False, b"ab", False)
+    assert not source.is_between_messages
+    source.receive_data(b"c")
+    assert source.next_piece() == Piece(False, b"c", True)
+    assert source.is_between_messages
+
+
+def test_messages_and_pieces_take_turns():
+    """spec 9.7: behind a text message comes a body, and behind the body the next text."""
+    source = reader()
+    source.receive_data(
+        frame(OPCODE_TEXT, b"one")
+        + frame(OPCODE_BINARY, b"ab", fin=False)
+        + frame(OPCODE_CONTINUATION, b"c")
+        + frame(OPCODE_TEXT, b"two")
+    )
+    assert source.next_event() == Text("one")
+    assert source.next_piece() == Piece(False, b"abc", True)
+    assert source.next_event() == Text("two")
+    assert source.next_piece() is None
+
+
+def test_a_message_begun_in_pieces_cannot_be_assembled():
+    source = reader()
+    source.receive_data(frame(OPCODE_TEXT, b"ab", fin=False))
+    assert source.next_piece() == Piece(True, b"ab", False)
+    source.receive_data(frame(OPCODE_CONTINUATION, b"cd", fin=False))
+    with pytest.raises(LocalProtocolError):
+        source.next_event()
+    assert source.next_piece() == Piece(True, b"cd", False)
+    source.receive_data(frame(OPCODE_CONTINUATION, b"ef", fin=False))
+    assert source.take_bytes() == b"ef"
+    source.receive_data(frame(OPCODE_CONTINUATION, b"g"))
+    assert source.next_piece() == Piece(True, b"g", True)
+
+
+def test_what_was_collected_or_taken_as_bytes_goes_on_in_pieces():
+    source = reader()
+    source.receive_data(frame(OPCODE_TEXT, b"ab", fin=False))
+    assert source.next_event() is None
+    assert source.next_piece() == Piece(True, b"ab", False)
+    source.receive_data(frame(OPCODE_CONTINUATION, b"c") + frame(OPCODE_BINARY, b"d", fin=False))
+    assert source.next_piece() == Piece(True, b"c", True)
+    assert source.take_bytes() == b"d"
+    source.receive_data(frame(OPCODE_CONTINUATION, b"e"))
+    assert source.next_piece() == Piece(False, b"e", True)
+
+
+def test_pieces_before_a_broken_rule_are_still_handed_over():
+    """failures: what a peer sent before its mistake counts."""
+    source = reader()
+    source.receive_data(frame(OPCODE_BINARY, b"good", fin=False) + frame(OPCODE_PING) + b"\xff\xff")
+    assert source.next_piece() == Piece(False, b"good", False)
+    assert source.next_piece() == Ping(b"")
+    for _ in range(2):
+        with pytest.raises(RemoteProtocolError):
+            source.next_piece()
+
+
+def test_a_bad_close_between_pieces():
+    """RFC 6455 7.4.1: a code that may not be sent is the peer's fault, at every call."""
+    source = reader()
+    source.receive_data(frame(OPCODE_BINARY, b"x", fin=False) + frame(OPCODE_CLOSE, b"\x03\xed"))
+    assert source.next_piece() == Piece(False, b"x", False)
+    for take in (source.next_piece, source.next_piece, source.next_event):
+        with pytest.raises(RemoteProtocolError):
+            take()
+
+
 def test_bytes_lose_boundaries_and_keep_order():
     """spec 8.1: a byte stream may ignore boundaries; control frames stay in their place."""
     source = reader()
