@@ -222,7 +222,7 @@ def _with_unseen_field(headers: Any, name: str, value: str) -> Any:  # noqa: ANN
 
     Further copies are made from the fields alone, and redirects from such copies.
     """
-    kind = type(headers)
+    kind: Any = type(headers)
     copy = _unseen_field_class(getattr(kind, "plain_class", kind))(headers, headers.encoding)
     copy.unseen = (name.encode("ascii"), value.encode("ascii"))
     return copy

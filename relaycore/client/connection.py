@@ -275,6 +275,12 @@ class Connection(trio.abc.HalfCloseableStream):
             self._leg.max_message_bytes = max_message_bytes
         return MessageChannel(self)
 
+    def detach(self) -> tuple[trio.abc.Stream, BytesLike]:
+        """Give up the WebSocket below, to whoever carries its frames as they are; see `WebSocketLeg.detach`."""
+        found = self._leg.detach()
+        self._is_closed = True
+        return found
+
     def statistics(self) -> LegStatistics:
         """Bytes and frames so far, both ways."""
         return self._leg.statistics()

@@ -130,6 +130,8 @@ class WebSocketLeg(trio.abc.AsyncResource):
             masked=role == "server", max_message_bytes=max_message_bytes, validate_text=validate_text
         )
         self._is_receiving = False
+        self._has_been_read = False
+        self._early = early
         self._loss: StreamLost | None = None
         self.bytes_received = len(early)
         """Bytes read so far, `early` included. Any growth is a sign of life, also inside a slow message."""
@@ -149,6 +151,19 @@ class WebSocketLeg(trio.abc.AsyncResource):
         self._owed_pong: bytes | None = None
         self._owed_ping: bytes | None = None
         self._is_closed = False
+
+    def detach(self) -> tuple[trio.abc.Stream, BytesLike]:
+        """Give up the stream to whoever carries its frames as they are, such as `Session`.
+
+        Returns: the stream, and what had been read from it. Both belong to the caller; the leg is closed.
+
+        Raises:
+          LocalProtocolError: the leg has been read from or sent to, so that its parts of frames are not the stream's.
+        """
+        if self._is_closed or self._has_been_read or self._frames_sent or self._send_lock.locked():
+            raise LocalProtocolError("only an unused leg can give up its stream")
+        self._is_closed = True
+        return self.stream, self._early
 
     # Reading ---------------------------------------------------------------------------------------------------------
 
@@ -263,7 +278,8 @@ class WebSocketLeg(trio.abc.AsyncResource):
             raise trio.ClosedResourceError("this leg was closed")
         if self._is_receiving:
             raise trio.BusyResourceError("another task is reading from this leg")
-        self._is_receiving = True
+        self._is_receiving = self._has_been_read = True
+        self._early = b""
 
     async def _read_more(self) -> None:
         if self._loss is not None:

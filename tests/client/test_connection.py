@@ -14,7 +14,7 @@ from trio.testing import (
 
 from relaycore._native import encode_frame
 from relaycore.client.connection import Connection, ConnectionInfo
-from relaycore.errors import ConnectionLost, RemoteProtocolError
+from relaycore.errors import ConnectionLost, LocalProtocolError, RemoteProtocolError
 from relaycore.net.errors import StreamClosed, StreamGarbled, StreamLost
 from relaycore.net.websocket import WebSocketLeg
 from relaycore.wire.frames import Binary, Close, Pong, Text
@@ -403,6 +403,29 @@ async def test_turning_away_with_words(autojump_clock: MockClock):
     await connection.turn_away(4000, reason="no")
     assert await peer.receive() == Close(4000, "no")
     assert connection.close_received == Close(4001, "yes")
+
+
+async def test_the_websocket_below_can_be_taken_over():
+    ours, theirs = memory_stream_pair()
+    early = encode_frame(2, b"early")
+    connection = Connection(WebSocketLeg(ours, role="client", early=early), INFO)
+    stream, found = connection.detach()
+    assert (stream, found) == (ours, early)
+    for use in (connection.send_all(b"x"), connection.receive_some()):
+        with pytest.raises(trio.ClosedResourceError):
+            await use
+    await connection.aclose()
+    await stream.send_all(b"open")
+    assert await theirs.receive_some() == b"open"
+
+
+async def test_a_connection_in_use_keeps_its_websocket():
+    for use in ("receive", "send"):
+        connection, peer = connection_and_peer()
+        await peer.send_binary(b"x")
+        await (connection.receive_some() if use == "receive" else connection.send_all(b"x"))
+        with pytest.raises(LocalProtocolError):
+            connection.detach()
 
 
 async def test_counters_and_name():
