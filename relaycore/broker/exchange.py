@@ -9,6 +9,9 @@ behind it. Several responses may be under way, so the bodies that are still to c
     binary                     ─▶  A is answered
     binary                     ─▶  thrown away
 
+The vendor's Node listener sends an empty binary message behind a response without a body as well (to HEAD, 204, 304).
+It is told by coming right behind one, and is passed over.
+
 Source: wire contract 9.2, 9.5 and 9.7.
 """
 
@@ -66,6 +69,7 @@ class Replies(Generic[_Exchange]):
     def __init__(self) -> None:
         self._open: dict[str, _Exchange] = {}
         self._due: deque[Response] = deque()
+        self._is_behind_bodiless = False
 
     def __len__(self) -> int:
         return len(self._open)
@@ -95,6 +99,7 @@ class Replies(Generic[_Exchange]):
         Raises:
           RemoteProtocolError: too many bodies are due.
         """
+        self._is_behind_bodiless = not response.body
         if response.body:
             if len(self._due) >= _MAX_BODIES_DUE:
                 raise RemoteProtocolError("responses without their bodies", section="wire contract 9.7")
@@ -110,6 +115,9 @@ class Replies(Generic[_Exchange]):
         Raises:
           RemoteProtocolError: 1002; no response has promised a body.
         """
+        is_behind_bodiless, self._is_behind_bodiless = self._is_behind_bodiless, False
+        if is_behind_bodiless and not data:
+            return None
         if not self._due:
             raise RemoteProtocolError("binary message without a response before it", section="wire contract 9.7")
         return self._answer(self._due.popleft(), data)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relaycore.broker.quota import ConnectionQuota, SourceLimiter, source_key
+from relaycore.broker.quota import ByteBudget, ConnectionQuota, SourceLimiter, source_key
 from relaycore.errors import QuotaExceeded
 from relaycore.vocab import RefusalReason
 
@@ -158,3 +158,27 @@ class TestSources:
         for n, moment in enumerate(answered):
             for later, other in enumerate(answered[n:], start=1):
                 assert later <= burst + 1 + rate * (other - moment) + 1e-6
+
+
+def test_bytes_are_given_whole_or_not_at_all() -> None:
+    """failures: everything held has a bound, and it is kept exactly."""
+    budget = ByteBudget(100)
+    first, second = budget.take(60), budget.take(40)
+    assert first is not None
+    assert second is not None
+    assert budget.take(1) is None
+    assert budget.take(0) is not None
+    first.release()
+    first.release()
+    assert (budget.held, budget.peak) == (40, 100)
+    assert budget.take(61) is None
+    assert budget.take(60) is not None
+    assert budget.check_consistency() == []
+
+
+def test_a_wrong_book_of_bytes_is_noticed() -> None:
+    """failures: the consistency check sees what it is there for."""
+    budget = ByteBudget(10)
+    budget.take(5)
+    budget.held = 11
+    assert len(budget.check_consistency()) == 2

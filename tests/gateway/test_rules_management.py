@@ -54,7 +54,7 @@ async def test_relayed_requests_are_not_taken_for_management(relay) -> None:
     ):
         peer = await relay.connect()
         answer, _ = await peer.request("GET", target, headers)
-        assert answer.status == 501
+        assert answer.status in (401, 502)  # relayed: a token is missing, or nobody listens
 
 
 async def test_a_refusal_is_told_in_xml_and_the_connection_goes_on(relay) -> None:

@@ -203,16 +203,6 @@ async def test_switched_off_websocket(relay) -> None:
     assert answer.status == 403
 
 
-async def test_plain_http_says_that_it_is_not_relayed(relay) -> None:
-    """spec 12: unknown path 404; a known one is told that this relay joins WebSockets only."""
-    peer = await relay.connect()
-    assert (await peer.request("GET", "/nowhere", {"Host": "x"}))[0].status == 404
-    peer = await relay.connect()
-    assert (await peer.request("GET", "/orders/abc?x=1", {"Host": "x"}))[0].status == 501
-    peer = await relay.connect()
-    assert (await peer.request("GET", "http://x/orders", {"Host": "x"}))[0].status == 501
-
-
 async def test_management_requests_share_a_connection(relay) -> None:
     """spec 16: the management GET on the runtime port, with keep-alive."""
     await relay.listen()
