@@ -7,6 +7,7 @@ namespace, no switches for single kinds of sender.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import sqlite3
 from abc import ABC, abstractmethod
@@ -53,6 +54,25 @@ NAMESPACE_IS_LOCAL: Final = (
 
 
 @dataclass(frozen=True, slots=True)
+class Switches:
+    """What a hybrid connection lets through and how; None leaves a switch as it is, or at its default.
+
+    Attributes:
+      websocket, http: whether it takes senders of this kind.
+      raw_target: whether listeners get the path of an HTTP request as it was sent, its blanks escaped.
+    """
+
+    websocket: bool | None = None
+    http: bool | None = None
+    raw_target: bool | None = None
+
+    @property
+    def is_any_given(self) -> bool:
+        """Whether one of them is to be set."""
+        return any(value is not None for value in dataclasses.astuple(self))
+
+
+@dataclass(frozen=True, slots=True)
 class Address:
     """Where clients reach a relay, as it stands in connection strings. ``is_emulator``: without TLS."""
 
@@ -70,6 +90,7 @@ class EntityView:
     user_metadata: str | None
     websocket: bool | None
     http: bool | None
+    raw_target: bool | None
     listener_count: int | None
     created_at: datetime | None
     updated_at: datetime | None
@@ -83,6 +104,7 @@ class EntityView:
             "user_metadata": self.user_metadata,
             "websocket": self.websocket,
             "http": self.http,
+            "raw_target": self.raw_target,
             "listener_count": self.listener_count,
             "created_at": _iso(self.created_at),
             "updated_at": _iso(self.updated_at),
@@ -143,14 +165,12 @@ class Definitions(ABC):
 
     @abstractmethod
     async def create_entity(
-        self, path: str, *, anonymous: bool, user_metadata: str | None, websocket: bool, http: bool
+        self, path: str, *, anonymous: bool, user_metadata: str | None, switches: Switches
     ) -> EntityView:
         """Make one; ``EndpointAlreadyExists`` where the name is taken."""
 
     @abstractmethod
-    async def update_entity(
-        self, path: str, *, user_metadata: str | Keep | None, websocket: bool | None, http: bool | None
-    ) -> EntityView:
+    async def update_entity(self, path: str, *, user_metadata: str | Keep | None, switches: Switches) -> EntityView:
         """Change what is given."""
 
     @abstractmethod
@@ -213,23 +233,22 @@ class LocalDefinitions(Definitions):
         return _local_view(self._entity(path))
 
     async def create_entity(
-        self, path: str, *, anonymous: bool, user_metadata: str | None, websocket: bool, http: bool
+        self, path: str, *, anonymous: bool, user_metadata: str | None, switches: Switches
     ) -> EntityView:
         created = await self._store.create_entity(
             self._name,
             path,
             requires_client_authorization=not anonymous,
             user_metadata=user_metadata,
-            websocket=websocket,
-            http=http,
+            websocket=switches.websocket is not False,
+            http=switches.http is not False,
+            raw_target=bool(switches.raw_target),
         )
         return _local_view(created)
 
-    async def update_entity(
-        self, path: str, *, user_metadata: str | Keep | None, websocket: bool | None, http: bool | None
-    ) -> EntityView:
+    async def update_entity(self, path: str, *, user_metadata: str | Keep | None, switches: Switches) -> EntityView:
         updated = await self._store.update_entity(
-            self._name, path, user_metadata=user_metadata, websocket=websocket, http=http
+            self._name, path, user_metadata=user_metadata, **dataclasses.asdict(switches)
         )
         return _local_view(updated)
 
@@ -263,6 +282,7 @@ def _local_view(entity: HybridConnection) -> EntityView:
         user_metadata=entity.user_metadata,
         websocket=entity.websocket,
         http=entity.http,
+        raw_target=entity.raw_target,
         listener_count=None,  # presence is known to the running relay only
         created_at=entity.created_at,
         updated_at=entity.updated_at,
@@ -291,18 +311,16 @@ class RemoteDefinitions(Definitions):
         return _remote_view(await self._client.get_entity(path))
 
     async def create_entity(
-        self, path: str, *, anonymous: bool, user_metadata: str | None, websocket: bool, http: bool
+        self, path: str, *, anonymous: bool, user_metadata: str | None, switches: Switches
     ) -> EntityView:
-        _refuse_switches(websocket=None if websocket else False, http=None if http else False)
+        _refuse_switches(switches)
         created = await self._client.create_entity(
             path, requires_client_authorization=not anonymous, user_metadata=user_metadata
         )
         return _remote_view(created)
 
-    async def update_entity(
-        self, path: str, *, user_metadata: str | Keep | None, websocket: bool | None, http: bool | None
-    ) -> EntityView:
-        _refuse_switches(websocket=websocket, http=http)
+    async def update_entity(self, path: str, *, user_metadata: str | Keep | None, switches: Switches) -> EntityView:
+        _refuse_switches(switches)
         entity = await self._client.get_entity(path)
         text = entity.user_metadata if isinstance(user_metadata, Keep) else user_metadata
         return _remote_view(await self._client.update_entity(entity, user_metadata=text))
@@ -359,11 +377,11 @@ def _without(entity: Entity, name: str) -> list[Rule]:
     return [rule for rule in entity.rules if rule.name.lower() != name.lower()]
 
 
-def _refuse_switches(*, websocket: bool | None, http: bool | None) -> None:
-    if websocket is not None or http is not None:
+def _refuse_switches(switches: Switches) -> None:
+    if switches.is_any_given:
         raise click.UsageError(
-            "--[no-]websocket and --[no-]http cannot be set over the network: run this on the relay's machine with"
-            " --local."
+            "--[no-]websocket, --[no-]http and --[no-]raw-target cannot be set over the network: run this on the"
+            " relay's machine with --local."
         )
 
 
@@ -374,6 +392,7 @@ def _remote_view(entity: Entity) -> EntityView:
         user_metadata=entity.user_metadata,
         websocket=None,
         http=None,
+        raw_target=None,
         listener_count=entity.listener_count,
         created_at=entity.created_at,
         updated_at=entity.updated_at,

@@ -7,7 +7,7 @@ import json
 import click
 
 from ..store.base import KEEP, Keep
-from .definitions import EntityView, Where, open_definitions, where_options
+from .definitions import EntityView, Switches, Where, open_definitions, where_options
 from .options import run
 
 __all__ = ["command"]
@@ -28,6 +28,7 @@ def command() -> None:
 @click.option("--user-metadata", metavar="TEXT", help="Free text, at most 1024 characters.")
 @click.option("--no-websocket", is_flag=True, help="No WebSocket senders: published Node HTTP listeners die of them.")
 @click.option("--no-http", is_flag=True, help="No HTTP senders: published Node WebSocket listeners die of them.")
+@click.option("--raw-target", is_flag=True, help="Listeners get the path of HTTP requests as sent, its %20 included.")
 @click.option("--json", "as_json", is_flag=True, help="Show what was made as JSON.")
 @where_options
 def create(
@@ -36,15 +37,18 @@ def create(
     user_metadata: str | None,
     no_websocket: bool,
     no_http: bool,
+    raw_target: bool,
     as_json: bool,
     where: Where,
 ) -> None:
     """Create the hybrid connection PATH."""
+    # What is not asked for stays unsaid: over the network no switch can be set.
+    switches = Switches(False if no_websocket else None, False if no_http else None, raw_target or None)
 
     async def act() -> EntityView:
         async with open_definitions(where, may_create_store=True) as definitions:
             return await definitions.create_entity(
-                path, anonymous=anonymous, user_metadata=user_metadata, websocket=not no_websocket, http=not no_http
+                path, anonymous=anonymous, user_metadata=user_metadata, switches=switches
             )
 
     created = run(act)
@@ -78,6 +82,8 @@ def _remarks(entity: EntityView) -> list[str]:
         remarks.append("no websocket")
     if entity.http is False:
         remarks.append("no http")
+    if entity.raw_target:
+        remarks.append("raw target")
     if entity.listener_count is not None:
         remarks.append(f"{entity.listener_count} listener{'' if entity.listener_count == 1 else 's'}")
     return remarks
@@ -117,6 +123,7 @@ def _show(entity: EntityView, as_json: bool) -> None:
 @click.option("--clear-user-metadata", is_flag=True, help="Take the free text away.")
 @click.option("--websocket/--no-websocket", default=None, help="Let WebSocket senders in, or not.")
 @click.option("--http/--no-http", default=None, help="Let HTTP senders in, or not.")
+@click.option("--raw-target/--no-raw-target", default=None, help="Hand paths of HTTP requests over as sent, or not.")
 @click.option("--json", "as_json", is_flag=True, help="Show the outcome as JSON.")
 @where_options
 def update(
@@ -125,6 +132,7 @@ def update(
     clear_user_metadata: bool,
     websocket: bool | None,
     http: bool | None,
+    raw_target: bool | None,
     as_json: bool,
     where: Where,
 ) -> None:
@@ -132,12 +140,13 @@ def update(
     if clear_user_metadata and user_metadata is not None:
         raise click.UsageError("--user-metadata and --clear-user-metadata exclude each other.")
     text: str | Keep | None = user_metadata if user_metadata is not None or clear_user_metadata else KEEP
-    if text is KEEP and websocket is None and http is None:
+    switches = Switches(websocket, http, raw_target)
+    if text is KEEP and not switches.is_any_given:
         raise click.UsageError("Nothing to change: give one of the options.")
 
     async def act() -> EntityView:
         async with open_definitions(where) as definitions:
-            return await definitions.update_entity(path, user_metadata=text, websocket=websocket, http=http)
+            return await definitions.update_entity(path, user_metadata=text, switches=switches)
 
     _show(run(act), as_json)
 

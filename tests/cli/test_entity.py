@@ -42,6 +42,8 @@ def test_switches_for_kinds_of_senders(invoke):
     """spec 18: a published Node listener dies of the kind of sender that it does not know."""
     assert json.loads(invoke("entity", "create", "a", "--no-websocket", "--json").stdout)["websocket"] is False
     assert json.loads(invoke("entity", "create", "b", "--no-http", "--json").stdout)["http"] is False
+    assert json.loads(invoke("entity", "create", "c", "--raw-target", "--json").stdout)["raw_target"] is True
+    assert json.loads(invoke("entity", "update", "c", "--no-raw-target", "--json").stdout)["raw_target"] is False
     assert json.loads(invoke("entity", "update", "a", "--websocket", "--json").stdout)["websocket"] is True
 
 
