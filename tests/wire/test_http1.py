@@ -17,6 +17,7 @@ from relaycore.wire.http1 import (
     LAST_CHUNK,
     Body,
     EndOfRequest,
+    EndOfResponse,
     Headers,
     RequestHead,
     RequestReader,
@@ -233,6 +234,25 @@ def test_upgrade_is_recognised(line, is_upgrade):
     assert not head_of(b"GET / HTTP/1.0\r\n" + HOST + line + b"\r\n").is_upgrade
 
 
+@pytest.mark.parametrize(
+    ("fields", "version", "expects"),
+    [
+        (b"Expect: 100-continue\r\n", b"1.1", True),
+        (b"eXPECT: 100-Continue\r\n", b"1.1", True),
+        (b"Expect: x, 100-continue\r\n", b"1.1", True),
+        (b"Expect: x\r\nExpect: 100-continue\r\n", b"1.1", True),
+        (b"Expect: 100-continue\r\n", b"1.0", False),
+        (b"Expect: 100-continued\r\n", b"1.1", False),
+        (b"Expect:\r\n", b"1.1", False),
+        (b"", b"1.1", False),
+    ],
+)
+def test_expectations(fields, version, expects):
+    """spec 9.1: Expect: 100-continue is the relay's to answer; HTTP/1.0 knows none (RFC 9110 10.1.1)."""
+    head = head_of(b"PUT /hyco HTTP/" + version + b"\r\n" + HOST + fields + b"Content-Length: 3\r\n\r\n")
+    assert head.expects_continue is expects
+
+
 def test_body_beside_another_upgrade_is_read():
     """RFC 9110 7.8: an Upgrade that is not taken changes nothing; Java's client offers h2c with every request."""
     data = POST + b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 3\r\n\r\nabc"
@@ -262,6 +282,22 @@ def test_sized_bodies_and_pipelined_requests():
         assert found[0].content_length == 5
         assert found[1] == Body(b"hello")
         assert found[5].content_length is None
+
+
+def test_an_empty_body_that_is_announced():
+    """spec 9.1: an empty POST is a whole request."""
+    for cuts in ([POST + b"Content-Length: 0\r\n\r\n"], byte_by_byte(POST + b"Content-Length: 0\r\n\r\n")):
+        reader = RequestReader()
+        head, end = events_of(b"", cuts=cuts, reader=reader)
+        assert (head.content_length, head.has_body, end) == (0, False, EndOfRequest())
+        assert not reader.has_begun
+
+
+def test_http_1_0_with_a_body():
+    """spec 9.1: HTTP/1.0 senders are served, one request for each connection."""
+    head, body, end = events_of(b"POST /hyco HTTP/1.0\r\nContent-Length: 2\r\nConnection: keep-alive\r\n\r\nhi")
+    assert (body, end) == (Body(b"hi"), EndOfRequest())
+    assert not head.keep_alive
 
 
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -326,6 +362,28 @@ def test_bad_chunking(framed):
     """RFC 9112 7.1: chunk framing that two parsers could read differently ends the connection."""
     for cuts in ([CHUNKED + framed], byte_by_byte(CHUNKED + framed)):
         assert events_of(b"", cuts=cuts)[-1] == 400
+
+
+def test_bytes_in_front_of_bad_chunking_come_first():
+    """RFC 9112 2.2: the place of a fault in the stream decides, not the cuts of the network."""
+    reader = RequestReader()
+    reader.receive_data(CHUNKED + b"2\r\nab\r\n1\r\nc\r\nx\r\n")
+    assert isinstance(reader.next_event(), RequestHead)
+    assert reader.next_event() == Body(b"abc")
+    for _ in range(2):
+        with pytest.raises(RemoteProtocolError):
+            reader.next_event()
+
+
+def test_chunks_of_single_bytes_come_joined():
+    """spec 20.1: 66 000 single-byte writes that came together are one piece, and cost little time."""
+    reader = RequestReader()
+    reader.receive_data(CHUNKED + b"1\r\nx\r\n" * 66_000 + LAST_CHUNK)
+    start = time.process_time()
+    assert isinstance(reader.next_event(), RequestHead)
+    assert reader.next_event() == Body(b"x" * 66_000)
+    assert reader.next_event() == EndOfRequest()
+    assert time.process_time() - start < 3
 
 
 def test_huge_chunk_sizes_are_counted_not_stored():
@@ -688,6 +746,53 @@ def test_whatever_we_accept_llhttp_understands_alike(data):
     assert not trailers or b"transfer-encoding" in dict(fields)
 
 
+@st.composite
+def chunked(draw, body):
+    """``body`` in chunks of any sizes, with extensions and trailer fields here and there."""
+    extension = st.sampled_from([b"", b"", b";a", b';a=b;c="d e"'])
+    framed = b"".join(
+        (b"%x" if draw(st.booleans()) else b"00%X") % len(piece) + draw(extension) + b"\r\n" + piece + b"\r\n"
+        for piece in draw(strategies.cuts(body))
+    )
+    return framed + b"0" + draw(extension) + b"\r\n" + draw(st.sampled_from([b"", b"X-Sum: 1\r\nOther:\r\n"])) + b"\r\n"
+
+
+@st.composite
+def framed_bodies(draw):
+    """A body, and the field and the bytes that carry it."""
+    body = draw(st.binary(max_size=60))
+    if draw(st.booleans()):
+        return body, b"Transfer-Encoding: chunked\r\n", draw(chunked(body))
+    if not body and draw(st.booleans()):
+        return body, b"", b""
+    return body, b"Content-Length: %d\r\n" % len(body), body
+
+
+@given(
+    requests=st.lists(st.tuples(st.sampled_from([b"GET", b"POST", b"HEAD", b"X"]), framed_bodies()), max_size=4),
+    draw=st.data(),
+)
+def test_pipelined_requests_are_read_one_by_one(requests, draw):
+    """spec 9.1: keep-alive; each request is read to its end, and the next begins right there, whatever the cuts."""
+    data = b"".join(
+        b"%s /%d HTTP/1.1\r\n%s%s\r\n%s" % (method, number, HOST, field, framed)
+        for number, (method, (_, field, framed)) in enumerate(requests)
+    )
+    reader = RequestReader()
+    found = events_of(b"", cuts=draw.draw(strategies.cuts(data)), reader=reader)
+    read = []
+    for event in found:
+        match event:
+            case RequestHead():
+                read.append((event.method.encode(), event.target, b""))
+            case Body():
+                method, target, body = read.pop()
+                read.append((method, target, body + event.data))
+    assert read == [(method, f"/{number}", body) for number, (method, (body, _, _)) in enumerate(requests)]
+    assert found.count(EndOfRequest()) == len(requests)
+    assert not reader.has_begun
+
+
 @given(method=st.sampled_from(["GET", "POST", "X-ANY"]), target=strategies.targets, fields=strategies.header_lists)
 def test_build_request_then_read(method, target, fields):
     """RFC 9112 3: what we build we read back, in order and spelling."""
@@ -810,10 +915,325 @@ def test_any_bytes_are_a_response_or_refused(data):
     assert outcomes[0] == outcomes[1]
 
 
+# Whole answers ------------------------------------------------------------------------------------------------------
+
+
+def answer_of(data, method="GET", *, cuts=None, reader=None, ends=True):
+    """All events of an answer, the pieces of its body put together, and whether it was refused in the end."""
+    reader = ResponseReader(request_method=method) if reader is None else reader
+    found = []
+    for piece in [*([data] if cuts is None else cuts), None]:
+        if piece is not None:
+            reader.receive_data(piece)
+        elif ends:
+            reader.receive_eof()
+        while True:
+            try:
+                event = reader.next_event()
+            except RemoteProtocolError:
+                return [*found, "refused"]
+            if event is None:
+                break
+            if isinstance(event, Body) and found and isinstance(found[-1], Body):
+                event = Body(found.pop().data + event.data)
+            found.append(event)
+    return found
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+SIZED = b"Content-Length: 3\r\n"
+IN_CHUNKS = b"Transfer-Encoding: chunked\r\n"
+NEXT = b"HTTP/1.1 500 next\r\n"
+
+
+@pytest.mark.parametrize(
+    ("method", "head", "behind", "body", "left"),
+    [
+        # 1: no body, whatever the fields say
+        ("HEAD", OK + SIZED, b"", None, b""),
+        ("HEAD", OK + IN_CHUNKS, b"", None, b""),
+        ("HEAD", OK, NEXT, None, NEXT),
+        ("GET", b"HTTP/1.1 204 x\r\n", NEXT, None, NEXT),
+        ("GET", b"HTTP/1.1 204 x\r\n" + SIZED, b"", None, b""),
+        ("POST", b"HTTP/1.1 304 x\r\n" + SIZED, NEXT, None, NEXT),
+        ("GET", b"HTTP/1.1 304 x\r\n" + IN_CHUNKS, b"", None, b""),
+        # 4: chunked
+        ("GET", OK + IN_CHUNKS, b"3;a=b\r\nabc\r\n0\r\nX: y\r\n\r\n" + NEXT, b"abc", NEXT),
+        ("GET", OK + b"Transfer-Encoding: Chunked\r\n", LAST_CHUNK, None, b""),
+        ("POST", b"HTTP/1.1 502 x\r\n" + IN_CHUNKS, b"1\r\na\r\n1\r\nb\r\n" + LAST_CHUNK, b"ab", b""),
+        # 6: sized
+        ("GET", OK + SIZED, b"abc" + NEXT, b"abc", NEXT),
+        ("GET", OK + b"Content-Length: 0\r\n", NEXT, None, NEXT),
+        ("PUT", b"HTTP/1.0 205 x\r\n" + SIZED, b"abc", b"abc", b""),
+        # 8: until the connection ends
+        ("GET", OK, b"abc" + NEXT, b"abc" + NEXT, b""),
+        ("GET", OK, b"", None, b""),
+        ("GET", b"HTTP/1.0 404 x\r\nConnection: keep-alive\r\n", b"abc", b"abc", b""),
+    ],
+)
+def test_where_an_answer_ends(method, head, behind, body, left):
+    """RFC 9112 6.3: the length of an answer's body, rule by rule."""
+    data = head + b"\r\n" + behind
+    for cuts in ([data], byte_by_byte(data)):
+        reader = ResponseReader(request_method=method)
+        found = answer_of(b"", cuts=cuts, reader=reader)
+        assert isinstance(found[0], ResponseHead)
+        assert found[1:] == ([] if body is None else [Body(body)]) + [EndOfResponse()]
+        assert reader.trailing == left
+        assert reader.next_event() is None
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"HTTP/1.1 200 OK\r\n",
+        b"HTTP/1.1 100 Continue\r\n\r\n",
+        OK + SIZED + b"\r\n",
+        OK + SIZED + b"\r\nab",
+        OK + IN_CHUNKS + b"\r\n",
+        OK + IN_CHUNKS + b"\r\n2\r\na",
+        OK + IN_CHUNKS + b"\r\n2\r\nab\r\n",
+        OK + IN_CHUNKS + b"\r\n0\r\n",
+        OK + IN_CHUNKS + b"\r\n0\r\nX: y\r\n",
+    ],
+)
+def test_an_answer_cut_short_is_no_answer(data):
+    """RFC 9112 8: an answer whose announced end has not come is incomplete."""
+    reader = ResponseReader(request_method="GET")
+    found = answer_of(data, reader=reader)
+    assert found[-1] == "refused"
+    assert EndOfResponse() not in found
+    assert not reader.is_reusable
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        SIZED + SIZED,
+        SIZED + b"Content-Length: 4\r\n",
+        b"Content-Length: 3, 3\r\n",
+        b"Content-Length: -3\r\n",
+        b"Content-Length: +3\r\n",
+        b"Content-Length: 0x3\r\n",
+        b"Content-Length: 3 3\r\n",
+        b"Content-Length:\r\n",
+        b"Content-Length: " + b"9" * 30 + b"\r\n",
+        SIZED + IN_CHUNKS,
+        IN_CHUNKS + SIZED,
+        IN_CHUNKS + IN_CHUNKS,
+        b"Transfer-Encoding: gzip, chunked\r\n",
+        b"Transfer-Encoding: gzip\r\n",
+        b"Transfer-Encoding: identity\r\n",
+        b"Transfer-Encoding: chunked, chunked\r\n",
+        b"Transfer-Encoding:\r\n",
+        b"Transfer-Encoding : chunked\r\n",
+        b"Transfer-Encoding:\r\n chunked\r\n",
+        b"Content-Length: 3\n",
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_answers_whose_end_is_disputed(fields, method):
+    """failures: response smuggling; what two readers may read differently is refused, as in requests."""
+    data = OK + fields + b"\r\n3\r\nabc\r\n0\r\n\r\n"
+    for cuts in ([data], byte_by_byte(data)):
+        assert answer_of(b"", method, cuts=cuts)[0] == "refused"
+
+
+def test_http_1_0_has_no_chunks():
+    """RFC 9112 6.1: a Transfer-Encoding in HTTP/1.0 is a sign of a broken message."""
+    assert answer_of(b"HTTP/1.0 200 OK\r\n" + IN_CHUNKS + b"\r\n0\r\n\r\n") == ["refused"]
+
+
+@pytest.mark.parametrize("framed", [b"g\r\n", b"1\r\nab", b"1 \r\na\r\n", b"0\r\nx\r\n"])
+def test_bad_chunking_of_an_answer(framed):
+    """RFC 9112 7.1: chunk framing is read as in requests."""
+    found = answer_of(OK + IN_CHUNKS + b"\r\n2\r\nhi\r\n" + framed)
+    assert found[1].data.startswith(b"hi")
+    assert found[-1] == "refused"
+
+
+@pytest.mark.parametrize(
+    ("method", "data", "is_reusable"),
+    [
+        ("GET", OK + SIZED + b"\r\nabc", True),
+        ("GET", OK + IN_CHUNKS + b"\r\n0\r\n\r\n", True),
+        ("HEAD", OK + b"\r\n", True),
+        ("GET", b"HTTP/1.1 204 x\r\n\r\n", True),
+        ("GET", b"HTTP/1.1 204 x\r\nContent-Length: 0\r\n\r\n", True),
+        ("GET", b"HTTP/1.1 304 x\r\n" + SIZED + b"\r\n", True),
+        ("GET", OK + SIZED + b"Connection: keep-alive\r\n\r\nabc", True),
+        ("GET", OK + SIZED + b"Connection: keep-alive, Close\r\n\r\nabc", False),
+        ("GET", b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\n" + SIZED + b"\r\nabc", False),
+        ("GET", OK + SIZED + b"\r\nabc" + NEXT, False),
+        ("GET", b"HTTP/1.1 204 x\r\n" + SIZED + b"\r\n", False),
+        ("GET", b"HTTP/1.1 204 x\r\n" + IN_CHUNKS + b"\r\n", False),
+        ("GET", OK + b"\r\nabc", False),
+        ("GET", OK + SIZED + b"\r\nab", False),
+        ("GET", b"HTTP/1.1 101 x\r\n\r\n", False),
+    ],
+)
+def test_when_a_connection_may_carry_another_request(method, data, is_reusable):
+    """RFC 9112 9.3: only behind an answer that told where it ends, and to a server that keeps the connection."""
+    reader = ResponseReader(request_method=method)
+    answer_of(data, reader=reader, ends=False)
+    assert reader.is_reusable is is_reusable
+    reader.receive_eof()
+    assert not reader.is_reusable
+
+
+def test_an_answer_is_not_over_before_its_end_was_told():
+    reader = ResponseReader(request_method="GET")
+    reader.receive_data(OK + SIZED + b"\r\nabc")
+    for event in (ResponseHead(200, "OK", "1.1", Headers([("Content-Length", "3")])), Body(b"abc")):
+        assert reader.next_event() == event
+        assert not reader.is_reusable
+    assert reader.next_event() == EndOfResponse()
+    assert reader.is_reusable
+    assert ResponseReader().is_reusable is False
+
+
+def test_a_switch_of_protocols_has_no_end():
+    """RFC 9110 15.2.2: behind a 101 it is another protocol."""
+    reader = ResponseReader(request_method="GET")
+    data = b"HTTP/1.1 101 x\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n"
+    head, *rest = answer_of(data + b"\x81\x02hi", reader=reader, ends=False)
+    assert (head.status, rest, reader.trailing) == (101, [], b"\x81\x02hi")
+    reader.receive_eof()
+    assert reader.next_event() is None
+
+
+def test_interim_answers_before_a_whole_one():
+    """RFC 9110 15.2: interim answers have no body and are not the answer."""
+    interim = b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n"
+    for cuts in ([interim + OK + SIZED + b"\r\nabc"], byte_by_byte(interim + OK + SIZED + b"\r\nabc")):
+        head, *rest = answer_of(b"", "POST", cuts=cuts)
+        assert (head.status, rest) == (200, [Body(b"abc"), EndOfResponse()])
+    assert answer_of(interim * 5) == ["refused"]
+
+
+def test_a_body_without_an_end_is_not_kept():
+    """failures: memory; a stream of any length passes, and only what was not fetched is held."""
+    reader = ResponseReader(request_method="GET")
+    reader.receive_data(OK + b"\r\n")
+    assert isinstance(reader.next_event(), ResponseHead)
+    for _ in range(100):
+        reader.receive_data(bytes(65_536))
+        assert reader.next_event() == Body(bytes(65_536))
+        assert reader.trailing == b""
+        assert reader.next_event() is None
+
+
+@st.composite
+def nearly_answers(draw):
+    """An answer, most of it right, with a few fragments put in, taken out or doubled."""
+    status = draw(
+        st.sampled_from([b"200 OK", b"204 No Content", b"304 ", b"500", b"100 Continue\r\n\r\nHTTP/1.1 201 x"])
+    )
+    pieces = [draw(st.sampled_from([b"HTTP/1.1 ", b"HTTP/1.1 ", b"HTTP/1.0 "])), status, b"\r\n"]
+    for line in draw(st.lists(st.sampled_from([*FIELDS, b"Connection: close"]), max_size=2, unique=True)):
+        pieces += [line, b"\r\n"]
+    pieces += [b"\r\n", *draw(st.lists(st.sampled_from(BODIES), max_size=3))]
+    for _ in range(draw(st.integers(0, 2))):
+        place = draw(st.integers(0, len(pieces) - 1))
+        match draw(st.integers(0, 2)):
+            case 0:
+                pieces.insert(place, draw(st.sampled_from(FRAGMENTS) | st.binary(min_size=1, max_size=2)))
+            case 1:
+                pieces[place] = draw(st.sampled_from(FRAGMENTS))
+            case 2:
+                pieces.insert(place, pieces[draw(st.integers(0, len(pieces) - 1))])
+    return b"".join(pieces)
+
+
+methods = st.sampled_from(["GET", "HEAD", "POST"])
+
+
+@given(data=nearly_answers() | st.binary(max_size=40), method=methods, ends=st.booleans(), draw=st.data())
+def test_cuts_change_no_answer(data, method, ends, draw):
+    """RFC 9112 2.2: any bytes at any cuts give the same events, and nothing but RemoteProtocolError is raised."""
+    expected = answer_of(data, method, ends=ends)
+    assert answer_of(b"", method, cuts=draw.draw(strategies.cuts(data)), ends=ends) == expected
+    assert answer_of(b"", method, cuts=byte_by_byte(data), ends=ends) == expected
+
+
+def answer_of_h11(data, method, *, ends):
+    """Status, reason, fields and body of a complete answer as h11 reads it, and whether the connection is of use."""
+    connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=100_000)
+    connection.send(h11.Request(method=method, target="/", headers=[("Host", "h")]))
+    connection.send(h11.EndOfMessage())
+    connection.receive_data(data)
+    head, body = None, b""
+    while True:
+        try:
+            event = connection.next_event()
+            if event is h11.NEED_DATA and ends:
+                ends = False
+                connection.receive_data(b"")
+                event = connection.next_event()
+        except h11.RemoteProtocolError:
+            return "refused", False
+        match event:
+            case h11.Response():
+                head = event
+            case h11.InformationalResponse():
+                pass
+            case h11.Data():
+                body += bytes(event.data)
+            case h11.EndOfMessage():
+                fields = [(bytes(n), bytes(v)) for n, v in head.headers]
+                is_reusable = connection.their_state is h11.DONE and connection.trailing_data == (b"", False)
+                return (head.status_code, bytes(head.reason), fields, body), is_reusable
+            case _:
+                return None, False
+
+
+@given(data=nearly_answers(), method=methods, ends=st.booleans())
+@example(OK + SIZED + b"\r\nabc", "GET", False)
+@example(OK + IN_CHUNKS + b"\r\n3\r\nabc\r\n0\r\nX: y\r\n\r\n", "GET", False)
+@example(OK + b"\r\nabc", "GET", True)
+@example(OK + SIZED + b"\r\n", "HEAD", False)
+def test_whatever_answer_we_accept_h11_understands_alike(data, method, ends):
+    """failures: response smuggling; an independent parser must not read another answer from the same bytes."""
+    reader = ResponseReader(request_method=method)
+    found = answer_of(data, method, reader=reader, ends=ends)
+    assume(found and isinstance(found[0], ResponseHead))
+    theirs, is_reusable = answer_of_h11(data, method, ends=ends)
+    if found[-1] != EndOfResponse():
+        assert theirs in (None, "refused") or found[-1] == "refused"
+        return
+    head = found[0]
+    fields = [(name.encode().lower(), value.encode("latin-1")) for name, value in head.headers]
+    body = b"".join(event.data for event in found if isinstance(event, Body))
+    assert (head.status, head.reason.encode("latin-1"), fields, body) == theirs
+    assert is_reusable or not reader.is_reusable
+
+
+@given(body_of=framed_bodies(), reason=strategies.header_values, fields=strategies.header_lists, draw=st.data())
+def test_build_response_then_read_it_whole(body_of, reason, fields, draw):
+    """RFC 9112 6.3: what we answer we read back, body and end, whatever the cuts."""
+    body, field, framed = body_of
+    special = {"content-length", "transfer-encoding", "connection"}
+    fields = [(name, value) for name, value in fields if name.lower() not in special]
+    if field:
+        name, _, value = field.decode().strip().partition(": ")
+        fields.append((name, value))
+    data = build_response(200, reason, fields, framed)
+    reader = ResponseReader(request_method="GET")
+    found = answer_of(b"", cuts=draw.draw(strategies.cuts(data)), reader=reader, ends=not field)
+    assert found == [
+        ResponseHead(200, reason, "1.1", Headers(fields)),
+        *([Body(body)] if body else []),
+        EndOfResponse(),
+    ]
+    assert reader.is_reusable is bool(field)
+
+
 # Builders -----------------------------------------------------------------------------------------------------------
 
 
 def test_chunks_then_read():
+    """RFC 9112 7.1: the size in hexadecimal, no leading zeros, no extensions; only the last chunk is empty."""
     body = encode_chunk(b"a" * 26) + encode_chunk(memoryview(b"b")) + LAST_CHUNK
     assert body == b"1a\r\n" + b"a" * 26 + b"\r\n1\r\nb\r\n0\r\n\r\n"
     assert events_of(POST + b"Transfer-Encoding: chunked\r\n\r\n" + body)[1:] == [
