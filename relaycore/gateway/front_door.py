@@ -237,8 +237,9 @@ class FrontDoor:
         delay = 0.0 if is_blameless else gateway.limiter.note_refusal(self._peer.remote.address, trio.current_time())
         gateway.trace.emit(
             CONNECTION_REFUSED,
-            # A client that storms is cut without an answer, and must not fill the log either.
-            logging.DEBUG if delay is None else None,
+            # A client that storms is cut without an answer, and must not fill the log either. What has become of a
+            # request that was on its way has a line of its own.
+            logging.DEBUG if delay is None or (is_blameless and self._is_plain) else None,
             tracking_id=tracking_id,
             status=refused.http_status,
             reason=refused.reason.value,

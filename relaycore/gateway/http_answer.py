@@ -49,7 +49,8 @@ class AnswerWriter:
         """Send an answer whose body is in hand, with its length."""
         lines = self._lines(response, has_body=body is not None)
         may_have_body = self.may_have_body(response)
-        if response.statusCode not in _BODILESS and (body is not None or self._head.method != "HEAD"):
+        # To HEAD, no body in hand says nothing about the length of what a GET would bring.
+        if response.statusCode not in _BODILESS and (body or self._head.method != "HEAD"):
             lines.append(("Content-Length", str(len(body or b""))))
         # What of the request has not been read yet will not be, so the connection cannot go on.
         self.keeps_alive = self._head.keep_alive and self._sender.is_complete and not self._gateway.is_stopping

@@ -29,7 +29,7 @@ from ..broker.exchange import Answer, Way, control_body_room
 from ..broker.model import HybridConnection, endpoint_not_found
 from ..broker.quota import ByteLease
 from ..broker.registry import ListenerEntry, parse_listener_filter
-from ..errors import NoListener, Refused, Rejected
+from ..errors import NoListener, Refused, Rejected, RemoteProtocolError
 from ..net.linger import close_gently, reset
 from ..trace import REQUEST_ANSWERED, REQUEST_FAILED, REQUEST_SENT
 from ..vocab import Action, RefusalReason, Right
@@ -88,6 +88,9 @@ async def serve_request(gateway: Gateway, sender: HttpPeer, head: RequestHead) -
             refused.tracking_id = refused.tracking_id or exchange.tracking_id
             request.failed(refused.message, refused.http_status)
             raise
+        except RemoteProtocolError as broken:
+            request.failed(str(broken), broken.http_status)
+            raise
         except trio.BrokenResourceError:
             request.failed(SENDER_GONE)
             raise
@@ -120,8 +123,10 @@ class _Request:
         self._answer = AnswerWriter(gateway, sender, head, via_host)
         self._started = trio.current_time()
         self._deadline = self._started + gateway.config.timeouts.http_response
-        # The whole message, when only the address goes over the control channel.
-        self._held_back: str | None = None
+        self._secret = gateway.new_secret()
+        # The whole message, and the listener's URL that its address is made of.
+        self._text = ""
+        self._text_base = ""
         # What has been read of the body: all of it when it goes with the request, its beginning when it does not.
         self._body = bytearray()
         self._lease: ByteLease | None = None
@@ -174,31 +179,34 @@ class _Request:
         assert isinstance(entry.handle, ControlChannel)
         return entry.handle
 
-    def _message(self, channel: ControlChannel, secret: str, *, is_full: bool = True) -> str:
-        exchange = self._exchange
-        address = build_rendezvous(
+    def _address(self, channel: ControlChannel) -> str:
+        return build_rendezvous(
             channel.public_url,
             self._target.raw_path,
             self._target.user_query,
             Action.REQUEST,
-            exchange.tracking_id,
-            secret,
+            self._exchange.tracking_id,
+            self._secret,
         )
-        if not is_full:
-            return encode_request(Request(address=address, id=exchange.tracking_id))
-        return encode_request(
-            Request(
-                address=address,
-                id=exchange.tracking_id,
-                requestTarget=request_target(
-                    self._target.raw_path, self._target.user_query, raw=self._entity.raw_target
-                ),
-                method=self._head.method,
-                remoteEndpoint=self._sender.peer.remote,
-                requestHeaders=self._headers,
-                body=self._head.has_body,
+
+    def _full_text(self, channel: ControlChannel) -> str:
+        """The whole ``request`` message; made once for all listeners who call us by the same URL."""
+        if self._text_base != channel.public_url:
+            self._text_base = channel.public_url
+            self._text = encode_request(
+                Request(
+                    address=self._address(channel),
+                    id=self._exchange.tracking_id,
+                    requestTarget=request_target(
+                        self._target.raw_path, self._target.user_query, raw=self._entity.raw_target
+                    ),
+                    method=self._head.method,
+                    remoteEndpoint=self._sender.peer.remote,
+                    requestHeaders=self._headers,
+                    body=self._head.has_body,
+                )
             )
-        )
+        return self._text
 
     def _size(self, channel: ControlChannel) -> int:
         """Bytes of the whole message to this listener.
@@ -206,7 +214,8 @@ class _Request:
         Raises:
           Refused: 431; it is longer than listeners take, whatever its way.
         """
-        size = len(self._message(channel, self._gateway.new_secret()).encode())
+        text = self._full_text(channel)
+        size = len(text) if text.isascii() else len(text.encode())
         if size > limits.MAX_CONTROL_MESSAGE_BYTES:
             raise Refused(
                 "The request headers are too large for a message to the listener",
@@ -256,6 +265,7 @@ class _Request:
         if exchange.tracking_id in channel.replies:
             # 9.3: an id stands for one request; this sender's id has another one under way.
             exchange.tracking_id = gateway.tracking_id()
+            self._text_base = ""
         now = trio.current_time()
         self._deadline = now + gateway.config.timeouts.http_response
         pending = gateway.rendezvous.mint(
@@ -266,11 +276,11 @@ class _Request:
             tracking_id=exchange.tracking_id,
             now=now,
             deadline=self._deadline,
-            new_id=gateway.new_secret,
+            new_id=lambda: self._secret,
         )
-        outgoing = Outgoing(self._message(channel, pending.id, is_full=self._way is Way.CONTROL))
+        outgoing = Outgoing(self._full_text(channel))
         if self._way is Way.RENDEZVOUS:
-            self._held_back = self._message(channel, pending.id)
+            outgoing.text = encode_request(Request(address=self._address(channel), id=exchange.tracking_id))
         elif self._head.has_body:
             outgoing.body, outgoing.lease = bytes(self._body), self._lease
             self._to_listener_bytes = len(outgoing.body)
@@ -342,13 +352,14 @@ class _Request:
     # ------------------------------------------------------------------------------------------------- to the sender
 
     async def _transfer(self, listener: HandOver) -> bool:
+        request = self._text if self._way is Way.RENDEZVOUS else None
         transfer = Transfer(
             self._gateway,
             self._sender,
             self._exchange,
             self._answer,
             listener,
-            self._held_back,
+            request,
             self._body,
             self._lease,
         )
