@@ -66,6 +66,7 @@ __all__ = [
     "HeadersLike",
     "HttpRequest",
     "HttpResponder",
+    "RequestFailed",
     "RequestHandler",
     "encode_refusal",
     "open_exchange",
@@ -110,6 +111,19 @@ class ExchangeSettings:
     is_tls: bool
     ssl_context: ssl.SSLContext | None
     flush_after_s: float = DEFAULT_FLUSH_AFTER_S
+
+
+class RequestFailed(RelayError):
+    """What an adapter's handler raises where it is not to blame: the log gets a line and no traceback.
+
+    Args:
+      message: for the log and, as far as nothing of a response has left, the sender.
+      http_status: of the answer then.
+    """
+
+    def __init__(self, message: str, *, http_status: int = 502) -> None:
+        super().__init__(message)
+        self.http_status = http_status
 
 
 class BodyTooLarge(RemoteProtocolError):
@@ -815,7 +829,7 @@ class Exchange:
         if self.is_disconnected:
             _log.debug("x the sender of %s is gone", shown)
             return False
-        if isinstance(failure, BodyTooLarge):
+        if isinstance(failure, BodyTooLarge | RequestFailed):
             _log.info("! %s: %s", shown, failure)
             await self._refuse_if_possible(failure.http_status, f"{failure}. TrackingId:{shown}")
         elif isinstance(failure, StreamLost) and self._has_no_rendezvous is not None:
