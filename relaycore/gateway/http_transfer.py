@@ -246,7 +246,7 @@ class Transfer:
         else:
             self._is_answered = True
             if cause is None:
-                self._note(_End(None, None, CloseCode.NORMAL_CLOSURE, ""))
+                self._note(_End(None, None, CloseCode.NORMAL_CLOSURE, "The response is complete"))
             else:
                 self._note(_End(None, cause, CloseCode.GOING_AWAY, cause))
 
