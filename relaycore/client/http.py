@@ -22,14 +22,9 @@ from ..trace import Trace
 from ..wire.connection_string import ConnectionString
 from ..wire.limits import PING_INTERVAL
 from .credentials import TokenProvider
-from .http_exchange import (
-    DEFAULT_FLUSH_AFTER_S,
-    PLAIN_TEXT,
-    HeadersLike,
-    HttpRequest,
-    HttpResponder,
-    RequestHandler,
-)
+from .http_exchange import DEFAULT_FLUSH_AFTER_S
+from .http_request import HttpRequest, RequestHandler
+from .http_response import PLAIN_TEXT, HeadersLike, HttpResponder
 from .invitation import IncomingConnection, Reject
 from .listener import DEFAULT_MAX_CONCURRENT, Listener, open_listener
 

@@ -52,9 +52,10 @@ from .http_exchange import (
     Exchange,
     ExchangeSettings,
     RequestHandler,
-    encode_refusal,
+    is_elsewhere,
     open_exchange,
 )
+from .http_response import encode_refusal
 from .invitation import AcceptHandler, Invitation, Reject
 from .reconnect import Backoff, renewal_delay
 from .status import EventStream, ListenerEvent, ListenerState, ListenerStatus, Offline, Online, Reconnecting
@@ -391,7 +392,7 @@ class Listener(trio.abc.Listener[Connection]):
                     tasks.start_soon(self._take_invitation, message)
                 elif message is None:
                     self._counters.messages_ignored += 1
-                elif message.body and not message.is_address_only:
+                elif message.body and not is_elsewhere(message):
                     waiting_for_body = message
                 else:
                     self._take_request(message, b"", channel, tasks)
@@ -511,7 +512,7 @@ class Listener(trio.abc.Listener[Connection]):
             tasks.start_soon(self._serve_request, settings.request_handler, message, body, channel)
             return
         self._counters.requests_refused += 1
-        if message.is_address_only:
+        if is_elsewhere(message):
             if self._request_refusals < settings.backlog:
                 self._request_refusals += 1
                 tasks.start_soon(self._refuse_request, message, channel, *refusal)

@@ -24,11 +24,20 @@ from ..net.websocket import WebSocketLeg
 from ..vocab import Action
 from ..wire.address import build_rendezvous, strip_query
 from ..wire.connection_string import format_connection_string
+from ..wire.frames import Binary, Close, Text
 from ..wire.handshake import UpgradeRequest, build_101, check_upgrade
 from ..wire.http1 import RequestHead, RequestReader, build_response
-from ..wire.messages import Accept, RemoteEndpoint, encode_accept
+from ..wire.messages import (
+    Accept,
+    RemoteEndpoint,
+    Request,
+    Response,
+    encode_accept,
+    encode_request,
+    parse_from_listener,
+)
 
-__all__ = ["FakeRelay", "FakeRequest", "open_fake_relay"]
+__all__ = ["FakeChannel", "FakeRelay", "FakeRequest", "FakeResponse", "open_fake_relay", "receive_response"]
 
 KEY: Final = "c2VjcmV0a2V5c2VjcmV0a2V5c2VjcmV0a2V5c2VjcmU="
 """Any key will do; nothing is checked with it."""
@@ -98,6 +107,110 @@ class FakeRequest:
     async def aclose(self) -> None:
         """Close the connection without an answer."""
         await trio.aclose_forcefully(self.stream)
+
+
+@dataclass(frozen=True)
+class FakeResponse:
+    """What a listener answered.
+
+    Attributes:
+      head: the ``response`` message, as our relay reads it.
+      body: of the binary message behind it; None if the head promises none.
+    """
+
+    head: Response
+    body: bytes | None
+
+
+async def receive_response(leg: WebSocketLeg) -> FakeResponse:
+    """Read a ``response`` and its body from a rendezvous, whose body may be of any length.
+
+    Raises:
+      EOFError: the listener closed, or the connection was lost, before the response was complete.
+    """
+    try:
+        event = await leg.receive()
+        if isinstance(event, Close):
+            raise EOFError(f"closed with {event.code} instead of a response")
+        assert isinstance(event, Text), event
+        head = parse_from_listener(event.data)
+        assert isinstance(head, Response), event.data
+        body = bytearray()
+        is_over = not head.body
+        while not is_over:
+            piece = await leg.receive_piece()
+            if isinstance(piece, Close):
+                raise EOFError(f"closed with {piece.code} inside a body")
+            assert not piece.is_text
+            body += piece.data
+            is_over = piece.fin
+    except trio.BrokenResourceError as error:
+        raise EOFError(str(error)) from error
+    return FakeResponse(head, bytes(body) if head.body else None)
+
+
+class FakeChannel:
+    """The relay's end of a control channel, for tests that play requests. `run` has to be running.
+
+    Attributes:
+      leg: to send on, and to cut.
+    """
+
+    def __init__(self, leg: WebSocketLeg) -> None:
+        self.leg = leg
+        self._responses: dict[str, FakeResponse] = {}
+        self._changed = trio.lowlevel.ParkingLot()
+        self._is_over = False
+
+    async def run(self) -> None:
+        """Read until the listener's Close, which is answered, or the loss of the channel."""
+        try:
+            while not isinstance(event := await self.leg.receive(), Close):
+                head = parse_from_listener(event.data) if isinstance(event, Text) else None
+                if isinstance(head, Response):
+                    await self._receive_body(head)
+                else:
+                    assert not isinstance(event, Binary), "a binary message that no response announced"
+            await self.leg.close()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            await self.leg.aclose()
+        finally:
+            self._is_over = True
+            self._changed.unpark_all()
+
+    async def _receive_body(self, head: Response) -> None:
+        body = None
+        if head.body:
+            event = await self.leg.receive()
+            assert isinstance(event, Binary), f"{type(event).__name__} between a response and its body"
+            body = event.data
+        assert head.requestId not in self._responses, "a second response to one request"
+        self._responses[head.requestId] = FakeResponse(head, body)
+        self._changed.unpark_all()
+
+    async def ask(self, request: Request, body: bytes | None = None) -> None:
+        """Send a request, and its body behind it."""
+        messages: list[str | bytes] = [encode_request(request)]
+        if body is not None:
+            messages.append(body)
+        await self.leg.send_messages(messages)
+
+    async def response(self, request: Request) -> FakeResponse:
+        """Wait for the response to a request on this channel.
+
+        Raises:
+          EOFError: the channel ended before.
+        """
+        while request.id not in self._responses:
+            if self._is_over:
+                raise EOFError("the control channel has ended")
+            await self._changed.park()
+        return self._responses.pop(request.id)
+
+    @property
+    def responses_waiting(self) -> int:
+        """Responses that came and that nobody has asked for."""
+        return len(self._responses)
 
 
 class FakeRelay:
@@ -171,6 +284,50 @@ class FakeRelay:
             rendezvous or uuid.uuid4().hex,
         )
         return encode_accept(Accept(address, tracking_id, connect_headers, RemoteEndpoint("203.0.113.7", 51234)))
+
+    def request(
+        self,
+        method: str = "GET",
+        target: str = "/orders",
+        *,
+        headers: Mapping[str, str] | None = None,
+        has_body: bool = False,
+        id: str | None = None,
+        base_url: str | None = None,
+    ) -> Request:
+        """Return a full ``request`` message whose address leads here; `FakeChannel.ask` sends it.
+
+        Args:
+          method: as a sender wrote it.
+          target: origin form, as a listener sees it.
+          headers: the sender's, beside ``Host`` and ``Via``.
+          has_body: a body comes behind it.
+          id: tracking id; a fresh one without it.
+          base_url: instead of this relay's own, for the address.
+        """
+        tracking_id = id or f"{uuid.uuid4()}_G0"
+        address = build_rendezvous(
+            base_url or self.base_url, "orders", "", Action.REQUEST, tracking_id, uuid.uuid4().hex
+        )
+        return Request(
+            address=address,
+            id=tracking_id,
+            requestTarget=target,
+            method=method,
+            remoteEndpoint=RemoteEndpoint("203.0.113.7", 51234),
+            requestHeaders={"Host": "127.0.0.1", "Via": "1.1 127.0.0.1", **(headers or {})},
+            body=has_body,
+        )
+
+    def address_only(self, request: Request) -> Request:
+        """Return the form of a request that says no more than where to get it."""
+        return Request(address=request.address, id=request.id)
+
+    async def hand_over(self, request: Request) -> WebSocketLeg:
+        """Wait for a listener that comes for a request, and send it; the body is for the caller to send."""
+        leg = await (await self.next_request("request")).accept()
+        await leg.send_text(encode_request(request))
+        return leg
 
     async def _accept_all(
         self, listener: trio.SocketListener, ssl_context: ssl.SSLContext | None, nursery: trio.Nursery
