@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import collections
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,53 +15,75 @@ from .suite import Pace, run_once
 from .topologies import Stage, open_relay
 from .workload import Workload
 
-Stack = tuple[tuple[str, ...], int]
-"""Names of functions, innermost first, and how often they were met so."""
-
 LINES = 30
 
-
-def _name(file: str, function: str) -> str:
-    """``gateway/relay_http.py:serve`` for ours, ``trio/_core/_run.py:...`` for what is installed."""
-    path = Path(file)
-    if "site-packages" in path.parts:
-        return f"{file.rpartition('/site-packages/')[2]}:{function}"
-    for base in (ROOT / "relaycore", ROOT):
-        if path.is_relative_to(base):
-            return f"{path.relative_to(base)}:{function}"
-    return f"{path.name}:{function}"
+OURS = ROOT / "relaycore"
 
 
-def read_stacks(written: list[Any]) -> list[Stack]:
-    """What a sampler wrote, with readable names."""
-    return [(tuple(_name(*frame) for frame in frames), count) for frames, count in written]
+@dataclass(frozen=True)
+class Frame:
+    """A function on a stack, and the line that it had come to."""
+
+    name: str
+    line: int
+    is_ours: bool
+
+    @classmethod
+    def of(cls, file: str, function: str, line: int) -> Frame:
+        path = Path(file)
+        is_ours = path.is_relative_to(OURS)
+        if is_ours:
+            shown = str(path.relative_to(OURS))
+        elif "site-packages" in path.parts:
+            shown = file.rpartition("/site-packages/")[2]
+        else:
+            shown = path.name
+        return cls(f"{shown}:{function}", line, is_ours)
 
 
-def own_shares(stacks: Sequence[Stack]) -> dict[str, float]:
-    """Share of the samples in which a function was the innermost, dearest first."""
+Stack = tuple[tuple[Frame, ...], int]
+"""Frames, innermost first, and how often they were met so."""
+
+
+def read_stacks(written: Iterable[Any]) -> list[Stack]:
+    """What a sampler wrote."""
+    return [(tuple(Frame.of(*frame) for frame in frames), count) for frames, count in written]
+
+
+def shares(stacks: Sequence[Stack], names: Callable[[tuple[Frame, ...]], Iterable[str]]) -> dict[str, float]:
+    """Share of the samples whose frames have a name, dearest first. A name counts once per sample."""
     counts: collections.Counter[str] = collections.Counter()
-    for names, count in stacks:
-        counts[names[0]] += count
-    return {name: count / counts.total() for name, count in counts.most_common()}
-
-
-def whole_shares(stacks: Sequence[Stack]) -> dict[str, float]:
-    """Share of the samples in which a function was anywhere on the stack, dearest first."""
-    counts: collections.Counter[str] = collections.Counter()
-    for names, count in stacks:
-        counts.update(dict.fromkeys(names, count))
+    for frames, count in stacks:
+        counts.update(dict.fromkeys(names(frames), count))
     total = sum(count for _, count in stacks)
     return {name: count / total for name, count in counts.most_common()}
 
 
+def itself(frames: tuple[Frame, ...]) -> list[str]:
+    """The function that was running."""
+    return [frames[0].name]
+
+
+def with_callees(frames: tuple[Frame, ...]) -> list[str]:
+    """Every function on the stack."""
+    return [frame.name for frame in frames]
+
+
+def own_line(frames: tuple[Frame, ...]) -> list[str]:
+    """The line of ours on whose behalf something ran: it, or what it called in Trio, the standard library or C."""
+    return next(([f"{frame.name}:{frame.line}"] for frame in frames if frame.is_ours), ["(none of ours)"])
+
+
 def profile_text(stacks: Sequence[Stack]) -> str:
-    """Two tables: what a function did itself, and what was done in it and below."""
+    """Three tables, the dearest of each."""
 
-    def lines(head: str, shares: dict[str, float]) -> str:
-        chosen = list(shares.items())[:LINES]
-        return table([["function", head], *([name, f"{share:.1%}"] for name, share in chosen)])
+    def lines(head: str, names: Callable[[tuple[Frame, ...]], Iterable[str]]) -> str:
+        chosen = list(shares(stacks, names).items())[:LINES]
+        return table([["", head], *([name, f"{share:.1%}"] for name, share in chosen)])
 
-    return lines("itself", own_shares(stacks)) + "\n\n" + lines("with all it calls", whole_shares(stacks))
+    return "\n\n".join(
+        (lines("itself", itself), lines("with all it calls", with_callees), lines("for this line of ours", own_line))
+    )
 
 
 def profile(workload: Workload, pace: Pace, say: Callable[[str], None]) -> str:
@@ -72,9 +95,7 @@ def profile(workload: Workload, pace: Pace, say: Callable[[str], None]) -> str:
     with Stage("profile") as stage:
         file = stage.directory / "stacks.json"
         with Stage("profiled") as inner:
-            route = open_relay(inner, profile=file)
-            figures, _ = run_once(route, workload, pace)
+            figures, _ = run_once(open_relay(inner, profile=file), workload, pace)
         stacks = read_stacks(json.loads(file.read_text()))
-    samples = sum(count for _, count in stacks)
-    say(f"{workload.name}: {samples} samples")
+    say(f"{workload.name}: {sum(count for _, count in stacks)} samples")
     return f"### {workload.name}: {figures[workload.headline]:,.0f} {workload.headline}\n\n{profile_text(stacks)}"

@@ -21,19 +21,22 @@ class Sampler:
     """Runs from construction until :meth:`write`. Main thread only."""
 
     def __init__(self) -> None:
-        self._stacks: collections.Counter[tuple[CodeType, ...]] = collections.Counter()
+        self._stacks: collections.Counter[tuple[tuple[CodeType, int], ...]] = collections.Counter()
         signal.signal(signal.SIGPROF, self._take)
         signal.setitimer(signal.ITIMER_PROF, INTERVAL_S, INTERVAL_S)
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         stack = []
         while frame is not None:
-            stack.append(frame.f_code)
+            stack.append((frame.f_code, frame.f_lineno))
             frame = frame.f_back
         self._stacks[tuple(stack)] += 1
 
     def write(self, path: Path) -> None:
-        """Stop, and write every stack, innermost frame first, with how often it was met."""
+        """Stop, and write every stack, innermost frame first as file, function and line, with how often it was met."""
         signal.setitimer(signal.ITIMER_PROF, 0)
-        stacks = [[[[c.co_filename, c.co_qualname] for c in stack], count] for stack, count in self._stacks.items()]
+        stacks = [
+            [[[code.co_filename, code.co_qualname, line] for code, line in stack], count]
+            for stack, count in self._stacks.items()
+        ]
         path.write_text(json.dumps(stacks))

@@ -1,20 +1,24 @@
 """The sampler in the relay, and what is made of its stacks."""
 
 from bench.loadgen import Job
-from bench.profile import own_shares, profile, read_stacks, whole_shares
+from bench.processes import ROOT
+from bench.profile import itself, own_line, profile, read_stacks, shares, with_callees
 from bench.suite import Pace
 from bench.workload import Workload
 
-
-def test_shares_count_a_function_once_per_stack():
-    stacks = [(("a", "b", "a", "main"), 3), (("b", "main"), 1)]
-    assert own_shares(stacks) == {"a": 0.75, "b": 0.25}
-    assert whole_shares(stacks) == {"b": 1.0, "main": 1.0, "a": 0.75}
+TRIO = ["/x/site-packages/trio/_core/_run.py", "run", 7]
+OURS = [str(ROOT / "relaycore" / "net" / "a.py"), "A.move", 3]
 
 
-def test_names_are_short():
-    frames = [["/x/site-packages/trio/_core/_run.py", "run"], ["/usr/lib/enum.py", "Enum.__hash__"]]
-    assert read_stacks([[frames, 2]]) == [(("trio/_core/_run.py:run", "enum.py:Enum.__hash__"), 2)]
+def test_shares_count_a_name_once_per_sample():
+    stacks = read_stacks([([TRIO, OURS, TRIO], 3), ([OURS], 1)])
+    assert shares(stacks, itself) == {"trio/_core/_run.py:run": 0.75, "net/a.py:A.move": 0.25}
+    assert shares(stacks, with_callees) == {"net/a.py:A.move": 1.0, "trio/_core/_run.py:run": 0.75}
+
+
+def test_what_is_not_ours_counts_for_the_line_that_called_it():
+    stacks = read_stacks([([TRIO, OURS, TRIO], 1), ([TRIO], 1)])
+    assert shares(stacks, own_line) == {"net/a.py:A.move:3": 0.5, "(none of ours)": 0.5}
 
 
 def test_a_profile_names_the_relay_s_functions():
@@ -23,4 +27,3 @@ def test_a_profile_names_the_relay_s_functions():
     text = profile(workload, Pace(1, warm_s=0.0, measured_s=0.5), told.append)
     assert "samples" in told[0]
     assert "net/session.py:" in text
-    assert text.count("100.0%") >= 1
