@@ -34,7 +34,7 @@ def pattern(length):
 
 
 @pytest.mark.parametrize("size", [0, 1, 1_024, 65_536, 1 << 20])
-@pytest.mark.parametrize("topology", ["direct", "haproxy-http"])
+@pytest.mark.parametrize("topology", ["direct", "haproxy-http", "relay-trio"])
 def test_requests_are_answered_byte_for_byte(topology, size):
     if TOPOLOGIES[topology].missing():
         pytest.skip("not installed")
