@@ -230,13 +230,13 @@ class _Server:
         self._call_ended = trio.lowlevel.ParkingLot()
         # The end.
         self._reach = trio.CancelScope(shield=True)
-        self._is_registered = False
+        self._is_listening = False
         self._is_stopping = trio.Event()
 
     def stop(self) -> None:
         """Begin the end; may be called again."""
         self._is_stopping.set()
-        if not self._is_registered:
+        if not self._is_listening:
             self._reach.shield = False  # there is nobody to say goodbye to
 
     async def wait_stopping(self) -> None:
@@ -248,15 +248,16 @@ class _Server:
     ) -> None:
         """Serve until `stop`, and a bounded time longer."""
         with self._reach, alone():
-            async with trio.open_nursery() as nursery:
-                self._nursery = nursery
-                async with listen() as listener:
-                    self._is_registered = True
+            async with trio.open_nursery() as calls:
+                self._nursery = calls
+                async with listen() as listener, trio.open_nursery() as nursery:
+                    self._is_listening = True
                     nursery.start_soon(self._take_connections, listener)
                     task_status.started(listener)
                     await self._is_stopping.wait()
-                    await self._wind_up(nursery)
-                nursery.cancel_scope.cancel()
+                    await self._wind_up(calls)
+                    nursery.cancel_scope.cancel()
+                calls.cancel_scope.cancel()
 
     async def _wind_up(self, nursery: trio.Nursery) -> None:
         for websocket in list(self._websockets.values()):
@@ -340,7 +341,7 @@ class _Server:
             self._call_ended.unpark_all()
 
 
-async def serve_asgi(
+async def serve_asgi(  # noqa: ASYNC128 - the server tells the status
     app: AsgiApp,
     connection_string: str | ConnectionString,
     *,

@@ -50,6 +50,9 @@ is always read ahead, so that the end of a sender is noticed by an application t
 _MESSAGE_OVERHEAD_BYTES: Final = 64
 """What a waiting message costs beside its content, so that empty ones are bounded too."""
 
+_SENDING_TIMEOUT: Final = 5.0
+"""Seconds for messages that are on their way when a WebSocket ends."""
+
 _NO_CLOSE_CODE: Final = 1005  # RFC 6455 7.1.5: the Close named no code
 _ABNORMAL_CLOSURE: Final = 1006  # RFC 6455 7.1.5: there was no Close
 
@@ -180,16 +183,14 @@ class HttpCall:
         with self.reach:
             error = await call_app(app, self._scope, self._receive, self._send)
         if self._is_answered:
-            start = self._events.start
-            assert start is not None
-            _log.info("< %s: %d", _name(self._scope), start.status)
-        elif self._request.is_disconnected:
-            _log.info("< %s: the sender has left", _name(self._scope))
+            self._log_end("%d", 0 if self._events.start is None else self._events.start.status)
+        elif self._is_gone:
+            self._log_end("the sender has left")
             if error is not None:
                 _report_after_loss(error, self._scope, was_told=self._disconnect.was_given)
+            if self._loss is not None and not self._request.is_disconnected:
+                raise self._loss  # the way to the sender failed, not the sender: there may be another one for a refusal
             return
-        elif self._loss is not None:
-            raise self._loss
         elif self.reach.cancelled_caught and self._responder is None:
             await refuse(self._request, "The listener is closing")
             return
@@ -197,6 +198,10 @@ class HttpCall:
             raise LocalProtocolError("the application returned without a complete response", section="ASGI")
         if error is not None:
             raise error
+
+    def _log_end(self, outcome: str, *values: object) -> None:
+        if _log.isEnabledFor(logging.INFO):
+            _log.info(f"< %s: {outcome}", _name(self._scope), *values)
 
     @property
     def _is_gone(self) -> bool:
@@ -305,8 +310,10 @@ class WebSocketCall:
         self._inbox_bytes = 0
         self._disconnect = _Disconnect()
         self._end: tuple[int, str] | None = None
+        # Sending.
+        self._sends_under_way = 0
         self._news = trio.lowlevel.ParkingLot()
-        """Woken by everything the application may wait for, and by room in the inbox."""
+        """Woken by whatever changes of all this."""
 
     # The listener's side ---------------------------------------------------------------------------------------------
 
@@ -357,7 +364,7 @@ class WebSocketCall:
                     await self._close(CloseCode.GOING_AWAY, "The listener is closing")
                 else:
                     await self._close(CloseCode.NORMAL_CLOSURE, "")
-            nursery.cancel_scope.cancel()
+            # The reader leaves by itself once there is an end; it may be saying goodbye, in bounded time.
         _log.info("< %s: %s", _name(self._scope), "no connection" if self._end is None else f"closed, {self._end[0]}")
 
     def _report(self, error: Exception) -> None:
@@ -394,10 +401,10 @@ class WebSocketCall:
             assert close is not None
             code = _NO_CLOSE_CODE if close.code is None else close.code
             self._note_end(code, close.reason)
-            await connection.turn_away(CloseCode.NORMAL_CLOSURE)
+            await self._say_goodbye(CloseCode.NORMAL_CLOSURE, "")
         except StreamClosed as error:
             self._note_end(error.code, error.reason)
-            await connection.turn_away(error.code)
+            await self._say_goodbye(error.code, "")
         except StreamGarbled as error:  # the sender was told
             self._note_end(error.close_code, "")
         except trio.BrokenResourceError:
@@ -468,6 +475,7 @@ class WebSocketCall:
 
     async def _send_message(self, data: str | bytes) -> None:
         assert self._messages is not None
+        self._sends_under_way += 1
         try:
             await self._messages.send(data)
         except LocalProtocolError:
@@ -475,8 +483,19 @@ class WebSocketCall:
         except _GONE as error:
             self._note_end(_ABNORMAL_CLOSURE, "")
             raise ClientDisconnected("the WebSocket is closed") from error
+        finally:
+            self._sends_under_way -= 1
+            self._news.unpark_all()
 
     async def _close(self, code: int, reason: str) -> None:
         self._note_end(code, reason)
-        if self._connection is not None:
-            await self._connection.turn_away(code, CLOSE_TIMEOUT, reason=reason)
+        await self._say_goodbye(code, reason)
+
+    async def _say_goodbye(self, code: int, reason: str) -> None:
+        """Close the connection behind messages that are on their way: closing would cut it inside of them."""
+        if self._connection is None:
+            return
+        with trio.move_on_after(_SENDING_TIMEOUT):
+            while self._sends_under_way:
+                await self._news.park()
+        await self._connection.turn_away(code, CLOSE_TIMEOUT, reason=reason)
