@@ -26,6 +26,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "entity": "Create, show and delete hybrid connections.",
     "keys": "Show, make and renew keys.",
     "listen": "Listen on a hybrid connection and answer what comes.",
+    "asgi": "Serve an ASGI application on a hybrid connection.",
     "send": "Connect to a hybrid connection: standard input to it, its answer to standard output.",
     "token": "Make a shared access signature, or explain one.",
     "ca": "Make a local certificate authority and certificates.",
