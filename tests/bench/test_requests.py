@@ -165,7 +165,7 @@ def scripted(control, rendezvous=None):
         listens = "action=listen" in connection.request.path
         try:
             (control if listens else rendezvous)(connection)
-        except BaseException as error:  # told in the test's own thread
+        except Exception as error:  # told in the test's own thread
             outcome.append(error)
         if listens == (rendezvous is None):
             done.set()
