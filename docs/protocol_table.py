@@ -29,7 +29,7 @@ MARKER = "<!-- Below: made by docs/protocol_table.py from docs/rules.toml and th
 _NAME = r"(?:spec|mgmt|RFC \d+) \d+(?:\.\d+)*(?:/[\w-]+)?|failures(?:/[\w-]+)?"
 _FIRST = re.compile(rf"(?:{_NAME})(?=[,:;]| and )")
 _ANY = re.compile(rf"\b(?:{_NAME})")
-_KEYS = {"id", "says", "match", "also", "ours", "slice"}
+_KEYS = {"id", "says", "match", "also", "ours"}
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,6 @@ class Rule:
     match: re.Pattern[str] | None
     also: re.Pattern[str] | None
     ours: bool
-    slice: str
 
     @property
     def section(self) -> str:
@@ -85,8 +84,7 @@ def read_rules(path: Path = RULES) -> list[Rule]:
         if unknown := entry.keys() - _KEYS:
             raise ValueError(f"{entry.get('id')}: unknown keys {sorted(unknown)}")
         match, also = (re.compile(entry[key], re.IGNORECASE) if key in entry else None for key in ("match", "also"))
-        is_ours, part = entry.get("ours", False), entry.get("slice", "websocket")
-        rule = Rule(entry["id"], entry["says"], match, also, is_ours, part)
+        rule = Rule(entry["id"], entry["says"], match, also, entry.get("ours", False))
         if any(other.id == rule.id for other in rules):
             raise ValueError(f"{rule.id} is there twice")
         rules.append(rule)
@@ -129,11 +127,7 @@ def problems(rules: Iterable[Rule], tests: Iterable[Test]) -> list[str]:
     ids |= {".".join(part[:length]) for part in parts for length in range(1, len(part) + 1)}
     # Of the standards only what we were tempted to do otherwise is a rule; a test may cite any section of them.
     standards = tuple({name[:9] for name in ids if name.startswith("RFC ")})
-    found = [
-        f"no test proves {rule.id}: {rule.says}"
-        for rule in rules
-        if rule.slice == "websocket" and not any(map(rule.is_proved_by, tests))
-    ]
+    found = [f"no test proves {rule.id}: {rule.says}" for rule in rules if not any(map(rule.is_proved_by, tests))]
     for test in tests:
         unknown = [name for name in sorted(test.names - ids) if not name.startswith(standards)]
         found += [f"{test.node} names {name}, which is no rule" for name in unknown]
@@ -149,6 +143,7 @@ _TITLES = {
     "spec 6": "Control channel",
     "spec 7": "WebSocket connections",
     "spec 8": "The joined stream",
+    "spec 9": "HTTP requests",
     "spec 10": "Headers",
     "spec 11": "Choosing a listener",
     "spec 12": "Error answers",
@@ -157,6 +152,8 @@ _TITLES = {
     "spec 15": "Sizes and quotas",
     "spec 16": "Management GET",
     "spec 18": "What SDKs do",
+    "spec 19": "Where the guide and the SDKs disagree",
+    "spec 20": "Acceptance",
     "spec 21": "Wire samples",
     "mgmt": "Management",
     "RFC 9110": "HTTP fields",
@@ -173,15 +170,14 @@ def _chapter(rule: Rule) -> str:
 def render(rules: Iterable[Rule], tests: Iterable[Test]) -> str:
     """The generated part of the page."""
     rules, tests = list(rules), list(tests)
-    shown = [rule for rule in rules if rule.slice == "websocket"]
     lines = [
         "## Rules and their tests",
         "",
-        f"{len(shown)} rules. *Ours* marks what the hosted service leaves open, or does in a way that does not suit a",
+        f"{len(rules)} rules. *Ours* marks what the hosted service leaves open, or does in a way that does not suit a",
         "relay of one's own. `python docs/protocol_table.py --rule 'spec 7.1/id'` names the tests of that rule.",
     ]
     chapter = ""
-    for rule in shown:
+    for rule in rules:
         if (now := _chapter(rule)) != chapter:
             chapter = now
             lines += ["", f"### {_TITLES[now]}", "", "| rule | what it says | tests |", "| --- | --- | --- |"]

@@ -206,6 +206,7 @@ class WirePeer:
     def __init__(self, stream: trio.abc.Stream) -> None:
         self.stream = stream
         self.buffer = bytearray()
+        self._turn = trio.Lock()
 
     @classmethod
     async def open(cls, port: int, host: str = "127.0.0.1") -> WirePeer:
@@ -344,7 +345,7 @@ class WirePeer:
         """Answer a request here, with the body in one frame."""
         request_id = asked if isinstance(asked, str) else asked.id
         text = response_text(request_id, status, body is not None, **members)
-        await self.stream.send_all(text + (b"" if body is None else frame(2, body)))
+        await self.send(text + (b"" if body is None else frame(2, body)))
 
     async def read_close(self) -> int | None:
         """The code of the Close that comes next, which may be None; pings and pongs may come before it."""
@@ -354,7 +355,9 @@ class WirePeer:
         return got.close_code
 
     async def send(self, data: bytes) -> None:
-        await self.stream.send_all(data)
+        """Send all of it; several tasks take turns."""
+        async with self._turn:
+            await self.stream.send_all(data)
 
     async def read_exactly(self, count: int) -> bytes:
         while len(self.buffer) < count:

@@ -115,7 +115,6 @@ ours = true
 [[rule]]
 id = "spec 1/c"
 says = "C."
-slice = "http"
 [[rule]]
 id = "spec 2.1"
 says = "D."
@@ -148,6 +147,7 @@ def test_gaps_and_strangers_are_named(tests_of, rules_of):
     assert tool.problems(rules, tests) == [
         "no test proves spec 1/a: A.",
         "no test proves spec 1/b: B | or not.",
+        "no test proves spec 1/c: C.",
         "no test proves spec 2.1: D.",
         "tests/wire/test_x.py::test_1 names mgmt 1, which is no rule",
         "tests/wire/test_x.py::test_1 names spec 1/z, which is no rule",
@@ -160,7 +160,7 @@ def test_the_table_is_one_of_markdown(tests_of, rules_of):
     table = tool.render(rules_of(RULES), tests)
     assert "| spec 1/a | A. | wire/test_x.py |" in table
     assert "| spec 1/b | B \\| or not. *Ours.* |  |" in table
-    assert "spec 1/c" not in table
+    assert "| spec 1/c | C. |  |" in table
 
 
 @pytest.mark.parametrize("text", ['[[rule]]\nid = "a"\nsays = ""\nwords = 1', '[[rule]]\nid = "a"\nsays = ""\n' * 2])

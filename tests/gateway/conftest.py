@@ -90,6 +90,13 @@ class Relay:
         """Send a request and read its answer, which some listener gives meanwhile."""
         return await (await self.ask(method, target, *arguments, **options)).read_http(method)
 
+    async def asked(self, control: WirePeer, sender: WirePeer) -> Asked:
+        """The request that a listener gets of a sender; what the sender got instead is the error."""
+        with trio.move_on_after(5):
+            return await control.read_request()
+        with trio.fail_after(1):
+            raise AssertionError(f"no request; the sender was told {await sender.read_http()}")
+
     async def meet(self, asked: Asked) -> WirePeer:
         """Come to the address of a ``request``."""
         return await self.come_to(asked.address)
