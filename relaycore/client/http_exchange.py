@@ -10,7 +10,8 @@
 Tasks of one exchange::
 
     whoever serves it, in `open_exchange` ─ nursery ─┬─ RequestRendezvous.read        the connection's only reader
-                                                     ├─ HttpResponder.flush_in_time
+                                                     ├─ HttpResponder._flush_in_time  its timer
+                                                     ├─ _dial_response                out of reach of who waits for it
                                                      └─ RequestRendezvous.say_goodbye once the response is complete
 
 Source: wire contract 9, 13 and 14.
@@ -21,7 +22,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -44,7 +45,7 @@ from .http_request import BodyTooLarge, HttpRequest, RequestHandler
 from .http_response import PLAIN_TEXT, HeadersLike, HttpResponder, fold_headers
 
 if TYPE_CHECKING:
-    from .control import ControlChannel
+    from .control import ControlChannel, Posted
 
 __all__ = [
     "DEFAULT_FLUSH_AFTER_S",
@@ -123,7 +124,9 @@ class Exchange:
         # The way back by the control channel; None if the request did not come that way.
         self._channel: ControlChannel | None = channel
         self._body = memoryview(body)
+        self._posted: Posted | None = None
         self._rendezvous: RequestRendezvous | None = None
+        self._dial_has_ended: trio.Event | None = None
         self._has_no_rendezvous: RelayError | None = None
         self._brings_body = False
         self._responder: HttpResponder | None = None
@@ -153,7 +156,7 @@ class Exchange:
         phrase = standard_phrase(status) if reason is None else reason
         self._responder = responder = HttpResponder(self, int(status), fold_headers(headers), phrase)
         if is_streaming:
-            self._nursery.start_soon(responder.flush_in_time, self.settings.flush_after_s)
+            responder.start_timer(self.settings.flush_after_s)
         return responder
 
     async def wait_disconnected(self) -> None:
@@ -171,7 +174,11 @@ class Exchange:
             scope.cancel()
         return scope
 
-    # What a responder sends
+    # What a responder needs
+
+    def start_task(self, function: Callable[..., Awaitable[None]], *arguments: object) -> None:
+        """Start a task that ends with the exchange at the latest."""
+        self._nursery.start_soon(function, *arguments)
 
     async def send_head(self, text: str) -> None:
         """Send a ``response`` whose body follows in fragments, by rendezvous, which has to be open."""
@@ -199,12 +206,16 @@ class Exchange:
           StreamLost: neither way works.
         """
         messages: list[str | bytes] = [text] if body is None else [text, body]
+        if self._dial_has_ended is not None:
+            # A relay that has got a handshake by now expects the response there, and nowhere else.
+            await self._dial_has_ended.wait()
         channel = self._channel
         if channel is not None and self._rendezvous is None and len(text.encode()) <= MAX_CONTROL_MESSAGE_BYTES:
             try:
-                posted = channel.post(*messages)
-                self.has_begun = True
-                await posted.wait()
+                if self._posted is None:
+                    self._posted = channel.post(*messages)
+                    self.has_begun = True
+                await self._posted.wait()
                 return
             except StreamLost:
                 # The channel is lost. A relay that has not given the request up yet still knows its address.
@@ -248,20 +259,28 @@ class Exchange:
         Raises:
           StreamLost: it cannot be had, now or ever.
         """
-        if self._rendezvous is not None:
-            return self._rendezvous
+        if self._rendezvous is None:
+            if self._dial_has_ended is None:
+                self._dial_has_ended = trio.Event()
+                self._nursery.start_soon(self._dial_response, self._dial_has_ended)
+            await self._dial_has_ended.wait()
+        if self._rendezvous is None:
+            failure = self._has_no_rendezvous
+            raise StreamLost(f"the response's rendezvous failed: {failure}") from failure
+        return self._rendezvous
+
+    async def _dial_response(self, has_ended: trio.Event) -> None:
+        """Dial the address, once: an address is good for one handshake, so nobody may break it off half way."""
         try:
-            if self._has_no_rendezvous is not None:
-                raise self._has_no_rendezvous
             leg = await self._dial()
         except RelayError as error:
             self._has_no_rendezvous = error
             if isinstance(error, Refused) and error.http_status < 500:
                 self._note_gone()  # 7.2, 9.6: the request has ended
-            raise StreamLost(f"the response's rendezvous failed: {error}") from error
-        self._rendezvous = RequestRendezvous(leg, brings_body=False, on_end=self._note_gone)
-        self._nursery.start_soon(self._rendezvous.read)
-        return self._rendezvous
+        else:
+            self._rendezvous = RequestRendezvous(leg, brings_body=False, on_end=self._note_gone)
+            self._nursery.start_soon(self._rendezvous.read)
+        has_ended.set()
 
     async def _dial(self) -> WebSocketLeg:
         settings = self.settings
@@ -351,11 +370,15 @@ class Exchange:
 
     async def _leave(self) -> None:
         """Close what is not closed yet. A complete response has its own task for that."""
-        rendezvous = self._rendezvous
-        if rendezvous is not None and not self.is_complete:
+        if self.is_complete:
+            return
+        self.is_complete = True  # so that nobody is told about the end that comes now
+        if self._rendezvous is not None:
             # 9.5: anything but 1000 says that the body is no whole one.
-            self.is_complete = True
-            await rendezvous.say_goodbye(CloseCode.INTERNAL_ERROR, "The response is not complete", _GOING_WRONG_TIMEOUT)
+            await self._rendezvous.say_goodbye(
+                CloseCode.INTERNAL_ERROR, "The response is not complete", _GOING_WRONG_TIMEOUT
+            )
+        self._nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager
