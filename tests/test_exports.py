@@ -16,6 +16,10 @@ from relaycore import errors
 EXPECTED = {
     "open_listener",
     "open_stream",
+    "serve_http",
+    "HttpRequest",
+    "HttpResponder",
+    "HttpResponse",
     "Listener",
     "Connection",
     "IncomingConnection",

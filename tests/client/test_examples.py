@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import ModuleType
 
+import httpx2
 import pytest
 import trio
 
@@ -70,6 +72,24 @@ async def test_the_choosy_listener(relay: Relay, capsys: pytest.CaptureFixture[s
             assert await stream.messages().receive() == "welcome to hall"
         nursery.cancel_scope.cancel()
     assert "Online" in capsys.readouterr().out
+
+
+async def test_hello_over_http(relay: Relay):
+    text = relay.connection_string("orders")
+    url = relay.base_url.replace("ws://", "http://") + "/orders"
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(load("hello_http").main, text)
+        await registered(relay)
+        async with httpx2.AsyncClient(auth=relaycore.auth(text), trust_env=False) as client:
+            assert (await client.get(url)).text == "hello world\n"
+            assert (await client.get(url + "/moon")).text == "hello moon\n"
+            assert (
+                await client.put(url, content=bytes(100_000))
+            ).text == f"{hashlib.sha256(bytes(100_000)).hexdigest()}\n"
+            assert (await client.get(url + "/clock")).text == "data: 0\n\ndata: 1\n\ndata: 2\n\n"
+            answer = await client.delete(url)
+            assert (answer.status_code, answer.headers["allow"]) == (405, "GET, POST, PUT")
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_program_under_test():
