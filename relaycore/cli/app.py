@@ -26,6 +26,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "entity": "Create, show and delete hybrid connections.",
     "keys": "Show, make and renew keys.",
     "listen": "Listen on a hybrid connection and answer what comes.",
+    "http-forward": "Publish a local HTTP server on a hybrid connection.",
     "asgi": "Serve an ASGI application on a hybrid connection.",
     "send": "Connect to a hybrid connection: standard input to it, its answer to standard output.",
     "token": "Make a shared access signature, or explain one.",
@@ -34,7 +35,10 @@ COMMANDS: Final[Mapping[str, str]] = {
     "completion": "Print the completion script for a shell.",
     "version": "Show versions.",
 }
-"""Every command with its one line of help, in the order of the help page. ``listen`` lives in ``cli/listen.py``."""
+"""Every command with its one line of help, in the order of the help page.
+
+``http-forward`` lives in ``cli/http_forward.py``.
+"""
 
 
 class LazyGroup(click.Group):
@@ -46,7 +50,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f".{cmd_name}", __package__).command
+        command: click.Command = importlib.import_module(f".{cmd_name.replace('-', '_')}", __package__).command
         return command
 
     def resolve_command(

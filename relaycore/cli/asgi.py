@@ -19,18 +19,16 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, Literal
-from urllib.parse import quote
 
 import click
 import trio
 
 from ..client.asgi import DEFAULT_GRACE_S, DEFAULT_MAX_MESSAGE_BYTES, serve_asgi
 from ..client.listener import DEFAULT_MAX_CONCURRENT, Listener
-from ..client.status import ListenerState, Offline, Online, Reconnecting
 from ..errors import ConfigError
 from ..trace import LogWriter, redact
-from ..wire.connection_string import ConnectionString
 from .exits import ExitCode
+from .online import STATUS_LINES, public_url, report
 from .options import connection_options, need_connection_string, run, trust, verbose_option
 from .send import find_token
 
@@ -38,9 +36,6 @@ if TYPE_CHECKING:
     from ..client.asgi_events import AsgiApp
 
 __all__ = ["command", "load_app"]
-
-_STATUS_LINES: Final = 1_000
-"""Status lines waiting for a slow standard error; more are dropped and counted."""
 
 _SAME_SIGNAL_S: Final = 0.5
 """A terminal and a shell may both pass on one Ctrl-C; a second wish comes later than that."""
@@ -139,7 +134,7 @@ def command(
         max_message_bytes=ws_max_size,
         wait_online=False,
     )
-    writer = LogWriter(lambda line: click.echo(line, nl=False, err=True), queue_lines=_STATUS_LINES)
+    writer = LogWriter(lambda line: click.echo(line, nl=False, err=True), queue_lines=STATUS_LINES)
 
     def say(text: str) -> None:
         if not quiet:
@@ -159,7 +154,7 @@ def command(
                 with work:
                     async with trio.open_nursery() as nursery:
                         listener: Listener = await nursery.start(serve)
-                        await _report(listener, url, say, keeps_trying=keep_trying)
+                        await report(listener, url, say, keeps_trying=keep_trying)
                 outer.cancel_scope.cancel()
 
     try:
@@ -179,41 +174,6 @@ async def _heed(
             work.cancel()
         elif trio.current_time() - stopping_since >= _SAME_SIGNAL_S:
             leave()
-
-
-async def _report(listener: Listener, url: str, say: Callable[[str], None], *, keeps_trying: bool) -> None:
-    """Print what the listener tells.
-
-    Raises:
-      RelayError, OSError: the first attempt to register failed.
-    """
-    events = listener.events()
-    status = listener.status
-    if status.last_error is not None and status.state is ListenerState.CONNECTING and not keeps_trying:
-        raise status.last_error  # before anybody could subscribe
-    has_been_online = False
-    async for event in events:
-        match event:
-            case Online():
-                has_been_online = True
-                say(f"online: {url}")
-            case Offline(cause):
-                say(f"offline: {_describe(cause)}")
-            case Reconnecting(cause, delay_s):
-                if not has_been_online and not keeps_trying:
-                    raise cause
-                say(f"reconnecting in {delay_s:.1f} s: {_describe(cause)}")
-
-
-def _describe(cause: BaseException | None) -> str:
-    return "closed here" if cause is None else str(cause) or type(cause).__name__
-
-
-def public_url(connection_string: ConnectionString, path: str) -> str:
-    """Where senders call the application. With a slash at the end, so that relative links work from there."""
-    host = connection_string.base_url.partition("://")[2]
-    scheme = "https" if connection_string.base_url.startswith("wss:") else "http"
-    return f"{scheme}://{host}/{quote(path.strip('/'))}/"
 
 
 # Finding the application ---------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import shutil
 import signal
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -22,11 +23,11 @@ import trio
 from ..client.connection import Connection
 from ..client.invitation import Accept, IncomingConnection, Reject
 from ..client.listener import DEFAULT_BACKLOG, Listener, open_listener
-from ..client.status import ListenerEvent, Offline, Online, Reconnecting
 from ..errors import ConfigError, RelayError
 from ..trace import LogWriter, redact
 from .copying import copy_standard_streams, echo, run_command
 from .exits import leaves
+from .online import STATUS_LINES, describe, report_events
 from .options import (
     Form,
     check_stdin_is_free,
@@ -41,9 +42,6 @@ from .send import find_token
 from .stdio import StandardInput, StandardOutput
 
 __all__ = ["command"]
-
-_STATUS_LINES: Final = 1_000
-"""Status lines waiting for a slow standard error; more are dropped and counted."""
 
 _MAX_CONNECTIONS: Final = 1_000
 """Connections served at one time; further ones wait in the listener's backlog, and past that are refused with 503."""
@@ -103,7 +101,7 @@ def command(
     token = find_token(token_file, connection_string)
     ssl_context = trust(cafile)
     # A thread writes: a terminal that nobody reads must not stop connections.
-    writer = LogWriter(lambda line: click.echo(line, nl=False, err=True), queue_lines=_STATUS_LINES)
+    writer = LogWriter(lambda line: click.echo(line, nl=False, err=True), queue_lines=STATUS_LINES)
 
     def say(text: str) -> None:
         if not quiet:
@@ -180,7 +178,9 @@ class _Listening:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._wait_for_signal, signals, nursery.cancel_scope)
-                nursery.start_soon(self._report, events)
+                nursery.start_soon(
+                    partial(report_events, events, self._where, self._say, keeps_trying=self._job.keeps_trying)
+                )
                 if self._job.uses_stdio:
                     await self._take_one()
                     nursery.cancel_scope.cancel()
@@ -190,20 +190,6 @@ class _Listening:
     async def _wait_for_signal(self, signals: AsyncIterator[int], everything: trio.CancelScope) -> None:
         async for _ in signals:
             everything.cancel()
-
-    async def _report(self, events: AsyncIterator[ListenerEvent]) -> None:
-        has_been_online = False
-        async for event in events:
-            match event:
-                case Online():
-                    has_been_online = True
-                    self._say(f"online: {self._where}")
-                case Offline(cause):
-                    self._say(f"offline: {_describe(cause)}")
-                case Reconnecting(cause, delay_s):
-                    if not has_been_online and not self._job.keeps_trying:
-                        raise cause
-                    self._say(f"reconnecting in {delay_s:.1f} s: {_describe(cause)}")
 
     async def _take_one(self) -> None:
         async with await self._listener.accept() as connection:
@@ -234,7 +220,7 @@ class _Listening:
                 else:
                     await echo(connection, self._job.form)
         except* (RelayError, OSError, trio.BrokenResourceError) as errors:
-            outcome = f"failed: {_describe(next(leaves(errors)))}"
+            outcome = f"failed: {describe(next(leaves(errors)))}"
         finally:
             free.release()
         self._say(f"{name} {outcome}")
@@ -245,7 +231,3 @@ def _remote(connection: Connection) -> str:
     if remote is None:
         return "somewhere"
     return f"[{remote.address}]:{remote.port}" if ":" in remote.address else f"{remote.address}:{remote.port}"
-
-
-def _describe(cause: BaseException | None) -> str:
-    return "closed here" if cause is None else str(cause) or type(cause).__name__

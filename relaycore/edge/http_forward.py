@@ -75,7 +75,7 @@ class HttpForwarder:
         self._websockets = WebSocketForwarder(self.pool)
 
     async def run(self, listener: Listener) -> None:
-        """Carry the listener's connections, and keep house; runs until it is cancelled or the listener is closed."""
+        """Carry the listener's connections, and keep house, until the listener is closed."""
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._sweep)

@@ -275,6 +275,7 @@ class OriginPool:
         self._connect_timeout = connect_timeout
         self._max_idle = max_idle
         self._idle: list[OriginConnection] = []
+        self._is_closed = False
 
     @property
     def idle(self) -> int:
@@ -312,7 +313,7 @@ class OriginPool:
 
     async def give_back(self, connection: OriginConnection) -> None:
         """Keep a connection for its next exchange if it is good for one, else close it. A checkpoint."""
-        if not connection.is_reusable or len(self._idle) >= self._max_idle:
+        if self._is_closed or not connection.is_reusable or len(self._idle) >= self._max_idle:
             await connection.aclose()
             return
         connection.is_reused = True
@@ -330,7 +331,8 @@ class OriginPool:
         await trio.lowlevel.checkpoint()
 
     async def aclose(self) -> None:
-        """Close all idle connections. A checkpoint."""
+        """Close all idle connections, and keep none from now on. A checkpoint."""
+        self._is_closed = True
         idle, self._idle = self._idle, []
         for connection in idle:
             await connection.aclose()

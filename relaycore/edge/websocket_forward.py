@@ -31,7 +31,7 @@ from ..vocab import LegKind
 from ..wire.handshake import check_101, new_key
 from ..wire.http1 import ResponseReader, build_request
 from ..wire.limits import CLOSE_TIMEOUT, HALF_CLOSED_TIMEOUT, LISTENER_RENDEZVOUS_TIMEOUT
-from ..wire.status import one_line
+from ..wire.status import CloseCode, one_line
 from .origin import OriginError, OriginPool
 
 __all__ = ["WebSocketForwarder"]
@@ -39,6 +39,9 @@ __all__ = ["WebSocketForwarder"]
 _HANDSHAKE_TIMEOUT: Final = 8.0
 """Seconds for the origin's answer to a handshake. Together with connecting and the rendezvous that is less than the
 30 seconds that an accept has."""
+
+_FAREWELL_TIMEOUT: Final = 2.0
+"""Seconds for the goodbyes of connections that the end of the forwarder ends."""
 
 _BUFFERS: Final = 64
 """Of 64 KiB each, for all connections together: what slow readers can make us hold."""
@@ -69,6 +72,7 @@ class WebSocketForwarder:
         # By the identity of the handshake's headers, which a connection shares with its invitation; a tracking id is
         # the sender's to choose, and may come twice.
         self._waiting: dict[int, _Waiting] = {}
+        self._sessions: set[Session] = set()
 
     async def accept(self, incoming: IncomingConnection, target: str, fields: list[tuple[str, str]]) -> Accept | Reject:
         """Ask the origin for a WebSocket.
@@ -131,14 +135,19 @@ class WebSocketForwarder:
         return SessionLeg(LegKind.WS_CLIENT, stream, reader.trailing), protocol
 
     async def run(self, listener: Listener) -> None:
-        """Take the listener's connections and carry each to its end; until cancelled, or the listener is closed."""
+        """Take the listener's connections and carry each to its end, until the listener is closed.
+
+        Then both sides of each are closed with 1001, and cut two seconds later. Cancelled, it cuts them at once.
+        """
         free = trio.Semaphore(_MAX_CONNECTIONS)
         async with trio.open_nursery() as nursery:
             with contextlib.suppress(trio.ClosedResourceError):
                 while True:
                     await free.acquire()
                     nursery.start_soon(self._carry, await listener.accept(), free)
-            nursery.cancel_scope.cancel()
+            for session in self._sessions:
+                session.close_nowait(CloseCode.GOING_AWAY, b"The forwarder stops")
+            nursery.cancel_scope.deadline = trio.current_time() + _FAREWELL_TIMEOUT
 
     async def _carry(self, connection: Connection, free: trio.Semaphore) -> None:
         try:
@@ -159,7 +168,11 @@ class WebSocketForwarder:
                 half_closed_timeout=HALF_CLOSED_TIMEOUT,
                 close_timeout=CLOSE_TIMEOUT,
             )
-            await session.run()
+            self._sessions.add(session)
+            try:
+                await session.run()
+            finally:
+                self._sessions.discard(session)
         finally:
             free.release()
 

@@ -364,11 +364,10 @@ async def test_an_origin_that_does_not_speak_http(answer: bytes):
 async def test_an_early_refusal_is_heard_although_sending_failed():
     """The origin answers and hangs up without reading."""
 
-    async def script(visitor: Visitor, seen: Seen) -> bytes:
+    async def script(visitor: Visitor, seen: Seen) -> None:
         await visitor.send(b"HTTP/1.1 401 No\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno")
         await visitor.stream.send_eof()
         await visitor.wait_gone()
-        return b""
 
     async with open_world(script) as world:
         peer = await world.peer()
@@ -677,8 +676,8 @@ class CancelAtStep(trio.abc.Instrument):
 @pytest.mark.parametrize("is_reused", [False, True])
 async def test_cancelled_at_each_step_nothing_stays_open(pieces: tuple[bytes, ...], is_reused: bool):
     async with open_origin() as origin:
-        forwarder = HttpForwarder(ForwardSettings(parse_origin_url(origin.url)), "web")
         for step in itertools.count(1):
+            forwarder = HttpForwarder(ForwardSettings(parse_origin_url(origin.url)), "web")
             if is_reused:
                 await forwarder.serve(FakeRequest())
                 assert forwarder.pool.idle == 1
