@@ -505,7 +505,8 @@ class Listener(trio.abc.Listener[Connection]):
             refusal = _NO_REQUESTS
         elif self._is_closed:
             refusal = _REQUESTS_CLOSING
-        elif self._requests_under_way >= settings.max_concurrent:
+        elif max(self._requests_under_way, channel.messages_posted) >= settings.max_concurrent:
+            # The second: responses whose handlers were cancelled while a relay takes nothing; they fill memory too.
             refusal = _REQUESTS_BUSY
         else:
             self._requests_under_way += 1

@@ -1053,6 +1053,20 @@ async def test_beyond_the_bound_senders_get_503(relay: FakeRelay):
         assert (status.requests_served, status.requests_refused, status.requests_failed) == (3, 4, 0)
 
 
+async def test_a_refusal_that_finds_nobody(relay: FakeRelay):
+    """A sender that has left by then is no problem of anybody's."""
+    async with serving(relay) as side:
+        for answer in ("refuse", "cut"):
+            await side.channel.ask(relay.address_only(relay.request("POST", has_body=True)))
+            request = await relay.next_request("request")
+            if answer == "refuse":
+                await request.refuse(403, "gone")
+            else:
+                await request.reset()
+        assert (await side.answer()).head.statusCode == 501
+        assert side.listener.status.requests_refused == 3
+
+
 async def test_who_takes_no_requests_says_so(relay: FakeRelay):
     """spec 9.8: without an answer the sender would wait 60 seconds."""
     async with serving(relay) as side:
@@ -1111,6 +1125,88 @@ async def test_the_channel_is_lost_under_a_handler(relay: FakeRelay, is_known: b
         assert side.listener.status.requests_served == is_known
         assert side.listener.status.requests_failed == (not is_known)
     assert not problems(caplog)
+
+
+async def test_a_failure_that_cannot_be_told(relay: FakeRelay, caplog: pytest.LogCaptureFixture):
+    """The channel is lost, and so is the rendezvous: that is a line in the log, and nothing more."""
+    inside, gate = trio.Event(), trio.Event()
+
+    async def fail(_: HttpRequest) -> None:
+        inside.set()
+        await gate.wait()
+        raise ValueError
+
+    async with serving(relay, fail) as side:
+        await side.ask()
+        await inside.wait()
+        events = side.listener.events()
+        await cut_off(side.channel.leg)
+        assert isinstance(await anext(events), relaycore.Offline)
+        gate.set()
+        while (request := await relay.next_request()).action != "request":
+            await request.refuse(503, "wait")
+        await request.refuse(503, "no")
+        await side.all_done()
+        assert side.listener.status.requests_failed == 1
+    assert "was not answered" in caplog.text
+
+
+async def test_a_channel_that_stalls_delays_no_cancellation(relay: FakeRelay):
+    """Who waits for a stalled relay may be cancelled; the channel is not torn by that, and the responses still come."""
+    many = 600  # with 64 KiB each, more than the buffers between us hold
+    waiting: set[trio.CancelScope] = set()
+
+    async def answer(request: HttpRequest) -> None:
+        with trio.CancelScope() as scope:
+            waiting.add(scope)
+            async with request.respond() as response:
+                await response.send_all(bytes(65_536))
+        waiting.discard(scope)
+
+    async with trio.open_nursery() as nursery:
+        ready = trio.Event()
+
+        async def listen() -> None:
+            async with relaycore.open_listener(
+                relay.connection_string(), on_request=answer, max_concurrent=many
+            ) as listener:
+                ready.set()
+                await listener.wait_closed()
+
+        nursery.start_soon(listen)
+        channel = FakeChannel(await (await relay.next_request("listen")).accept())
+        await ready.wait()
+        asked = [relay.request() for _ in range(many)]
+        for request in asked:
+            await channel.ask(request)
+        await wait_all_tasks_blocked(0.05)
+        assert waiting  # nobody reads the channel
+        for scope in waiting:
+            scope.cancel()
+        await wait_all_tasks_blocked(0.05)
+        assert not waiting
+        nursery.start_soon(channel.run)
+        for request in asked:
+            found = await channel.response(request)
+            assert (found.head.statusCode, len(found.body or b"")) == (200, 65_536)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_body_is_given_up_once_the_response_is_complete(relay: FakeRelay):
+    async def answer(request: HttpRequest) -> None:
+        assert await request.receive_some() == b"begun"
+        await request.respond(413).aclose()
+        with pytest.raises(StreamLost, match="given up"):
+            await request.receive_some()
+        told.set()
+
+    told = trio.Event()
+    async with serving(relay, on_request=answer) as side:
+        _, leg = await side.hand_over()
+        await leg.send_fragment(b"begun", fin=False)
+        assert (await receive_response(leg)).head.statusCode == 413
+        await told.wait()
+        await finish(leg)
 
 
 async def test_a_rendezvous_outlives_its_channel(relay: FakeRelay):
