@@ -159,7 +159,7 @@ class FakeChannel:
     def __init__(self, leg: WebSocketLeg) -> None:
         self.leg = leg
         self._responses: dict[str, FakeResponse] = {}
-        self._changed = trio.lowlevel.ParkingLot()
+        self._awaited: dict[str, trio.Event] = {}
         self._is_over = False
 
     async def run(self) -> None:
@@ -176,7 +176,8 @@ class FakeChannel:
             await self.leg.aclose()
         finally:
             self._is_over = True
-            self._changed.unpark_all()
+            for event in self._awaited.values():
+                event.set()
 
     async def _receive_body(self, head: Response) -> None:
         body = None
@@ -186,7 +187,8 @@ class FakeChannel:
             body = event.data
         assert head.requestId not in self._responses, "a second response to one request"
         self._responses[head.requestId] = FakeResponse(head, body)
-        self._changed.unpark_all()
+        if head.requestId in self._awaited:
+            self._awaited[head.requestId].set()
 
     async def ask(self, request: Request, body: bytes | None = None) -> None:
         """Send a request, and its body behind it."""
@@ -201,10 +203,14 @@ class FakeChannel:
         Raises:
           EOFError: the channel ended before.
         """
-        while request.id not in self._responses:
-            if self._is_over:
-                raise EOFError("the control channel has ended")
-            await self._changed.park()
+        if request.id not in self._responses and not self._is_over:
+            event = self._awaited[request.id] = trio.Event()
+            try:
+                await event.wait()
+            finally:
+                del self._awaited[request.id]
+        if request.id not in self._responses:
+            raise EOFError("the control channel has ended")
         return self._responses.pop(request.id)
 
     @property
