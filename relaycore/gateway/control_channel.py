@@ -1,8 +1,8 @@
 """One listener's control channel, from its registration to its end.
 
 The reading task is also the watchdog: it waits for the next event until the nearest of two instants, the next ping
-or the end of the token, and acts when one passes. Sending has no task of its own while there is nothing to send,
-because thousands of idle listeners are the normal state of a relay.
+or the end of the token, and acts when one passes. Sending gets a task of its own with the first message, because
+thousands of listeners that nobody has called yet are the normal state of a relay.
 """
 
 from __future__ import annotations
@@ -51,12 +51,14 @@ _BATCH_BYTES: Final = 65_536
 class Outgoing:
     """A control message on its way: the JSON, and behind it the body that it announces, if any.
 
-    ``lease`` is for the memory of the body; it is released when the message has left, or is taken back.
+    ``lease`` is for the memory of the body; it is released when the message has left, or is taken back. ``is_taken``
+    when it has left the queue.
     """
 
     text: str
     body: bytes | None = None
     lease: ByteLease | None = None
+    is_taken: bool = False
 
     @property
     def size(self) -> int:
@@ -102,6 +104,7 @@ class ControlChannel:
         self._queue: deque[Outgoing | Ping] = deque()
         self._room = trio.lowlevel.ParkingLot()
         self._is_sending = False
+        self._sending = trio.lowlevel.ParkingLot()
         self._closing: tuple[int, str] | None = None
         self._is_doubted = False
         self.waiters: set[Waiter[Any]] = set()
@@ -139,10 +142,9 @@ class ControlChannel:
 
     def withdraw_nowait(self, message: Outgoing) -> None:
         """Take back a message that has not left yet; nobody waits for what it would bring."""
-        try:
-            self._queue.remove(message)
-        except ValueError:
+        if message.is_taken or message not in self._queue:
             return
+        self._queue.remove(message)
         message.release()
         self._room.unpark()
 
@@ -197,31 +199,34 @@ class ControlChannel:
     # ---------------------------------------------------------------------------------------------------------- reading
 
     async def _read(self, leg: WebSocketLeg) -> tuple[CloseBy, str]:
-        next_ping = trio.current_time() + self._gateway.config.timeouts.ping_interval
+        ping_interval = self._gateway.config.timeouts.ping_interval
+        next_ping = trio.current_time() + ping_interval
         heard = leg.bytes_received
         while True:
             try:
-                with trio.move_on_at(min(next_ping, self._token_deadline())) as waiting:
-                    event = await leg.receive()
+                # One scope for all that a read brought.
+                if (event := leg.receive_nowait()) is None:
+                    with trio.move_on_at(min(next_ping, self._token_deadline())):
+                        event = await leg.receive()
             except ConnectionLost as lost:
                 return CloseBy.LISTENER, f"lost: {lost}"
             except RemoteProtocolError as error:
                 await self._end_with(error.close_code, str(error))
                 return CloseBy.RELAY, f"protocol error: {error}"
-            if waiting.cancelled_caught and leg.bytes_received == heard:
+            if leg.bytes_received != heard:
+                # Any byte is a sign of life, also inside a message that is slow to come.
+                heard = leg.bytes_received
+                self._pings_unanswered = 0
+                if self._is_doubted:
+                    self._is_doubted = not self._gateway.registry.confirm(self.entry)
+                next_ping = trio.current_time() + ping_interval
+            elif event is None:
                 verdict = await self._on_silence(next_ping)
                 if verdict is not None:
                     return verdict
                 if trio.current_time() >= next_ping:
-                    next_ping = trio.current_time() + self._gateway.config.timeouts.ping_interval
-                continue
-            # Any byte is a sign of life, also inside a message that is slow to come.
-            heard = leg.bytes_received
-            self._pings_unanswered = 0
-            if self._is_doubted:
-                self._is_doubted = not self._gateway.registry.confirm(self.entry)
-            next_ping = trio.current_time() + self._gateway.config.timeouts.ping_interval
-            if waiting.cancelled_caught:
+                    next_ping = trio.current_time() + ping_interval
+            if event is None:
                 continue
             try:
                 verdict = await self._on_event(event)
@@ -329,16 +334,20 @@ class ControlChannel:
             self._queue.appendleft(item)
         else:
             self._queue.append(item)
-        if not self._is_sending and self._nursery is not None:
+        if self._sending:
+            self._sending.unpark()
+        elif not self._is_sending and self._nursery is not None:
             self._is_sending = True
             self._nursery.start_soon(self._send_queued)
 
     async def _send_queued(self) -> None:
+        """Send what is queued, as long as the channel is open; sleep while nothing is."""
         assert self._leg is not None
         try:
-            while self._queue and self._closing is None:
-                first = self._queue[0]
-                if isinstance(first, Ping):
+            while self._closing is None:
+                if not self._queue:
+                    await self._sending.park()
+                elif isinstance(first := self._queue[0], Ping):
                     self._queue.popleft()
                     await self._leg.send_ping(first.payload)
                 else:
@@ -355,6 +364,7 @@ class ControlChannel:
         size = 0
         while self._queue and isinstance(item := self._queue[0], Outgoing) and (not batch or size < _BATCH_BYTES):
             self._queue.popleft()
+            item.is_taken = True
             batch.append(item)
             size += item.size
             self._room.unpark()

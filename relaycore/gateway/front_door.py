@@ -85,14 +85,23 @@ class FrontDoor:
         self._path: str | None = None
         self._client_id: str | None = None
         self._is_plain = False
+        self._waiting = trio.CancelScope()
 
     async def serve(self) -> None:
         """Serve requests until the connection ends or belongs to somebody else."""
         timeouts = self._gateway.config.timeouts
         patience = timeouts.head
         try:
-            while await self._serve_one(patience):
-                patience = timeouts.keep_alive
+            # One scope for all its requests, since making one costs more than moving its deadline.
+            with self._waiting:
+                while await self._serve_one(patience):
+                    patience = timeouts.keep_alive
+            if self._waiting.cancelled_caught and self._http.reader.has_begun and not self._gateway.is_stopping:
+                await self._refuse(
+                    Refused(
+                        "The request head did not arrive in time", http_status=408, reason=RefusalReason.HEAD_TIMEOUT
+                    )
+                )
         except trio.BrokenResourceError:
             # The peer left; nobody is there to be told.
             return
@@ -103,17 +112,8 @@ class FrontDoor:
         self._is_plain = False
         self._http.forget()
         try:
-            with self._gateway.idle_until(trio.current_time() + patience) as waiting:
-                head = await self._read_head(waiting)
-            if waiting.cancelled_caught:
-                if self._http.reader.has_begun and not self._gateway.is_stopping:
-                    raise Refused(
-                        "The request head did not arrive in time", http_status=408, reason=RefusalReason.HEAD_TIMEOUT
-                    )
-                return False
-            if head is None:
-                return False
-            return await self._dispatch(head)
+            head = await self._read_head(patience)
+            return head is not None and await self._dispatch(head)
         except (Refused, RemoteProtocolError) as refusal:
             return await self._refuse(refusal)
         except trio.BrokenResourceError:
@@ -122,17 +122,27 @@ class FrontDoor:
             await self._fail(error)
         return False
 
-    async def _read_head(self, waiting: trio.CancelScope) -> RequestHead | None:
+    async def _read_head(self, patience: float) -> RequestHead | None:
+        """Wait for a request; None at the end of the stream. Ends the connection's scope when it takes too long."""
         reader = self._http.reader
+        if (head := self._http.next_head()) is not None:
+            return head
+        waiting = self._waiting
         began = reader.has_begun
-        while (head := self._http.next_head()) is None:
-            if not began and reader.has_begun:
-                # Between requests the peer may be idle for long; a head once begun has to come quickly.
-                began = True
-                waiting.deadline = min(waiting.deadline, trio.current_time() + self._gateway.config.timeouts.head)
-            if not await self._http.fill():
-                return None
-        return head
+        self._gateway.begin_idle(waiting, trio.current_time() + patience)
+        try:
+            await self._http.wait_request()
+            while await self._http.fill():
+                if (head := self._http.next_head()) is not None:
+                    # One that comes in the very moment in which the waiting ended finds the connection closed.
+                    return None if waiting.cancel_called else head
+                if not began and reader.has_begun:
+                    # Between requests the peer may be idle for long; a head once begun has to come quickly.
+                    began = True
+                    waiting.deadline = min(waiting.deadline, trio.current_time() + self._gateway.config.timeouts.head)
+            return None
+        finally:
+            self._gateway.end_idle(waiting)
 
     async def _dispatch(self, head: RequestHead) -> bool:
         if self._gateway.is_stopping:
@@ -277,8 +287,8 @@ class FrontDoor:
             and isinstance(refused, Refused)
             and head is not None
             and head.keep_alive
-            and self._http.is_complete
             and not gateway.is_stopping
+            and self._http.drop_nowait()
         )
         if not stays:
             headers.append(("Connection", "close"))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-import trio
-
 from ..wire.handshake import response_headers
 from ..wire.http1 import LAST_CHUNK, RequestHead, build_response, encode_chunk
 from ..wire.messages import Response
@@ -88,8 +86,7 @@ class AnswerWriter:
 
     async def _send(self, data: bytes, body_bytes: int) -> str | None:
         self._sender.peer.is_answered = True
-        with trio.move_on_after(self._gateway.config.timeouts.http_body):
-            await self._sender.stream.send_all(data)
-            self.body_bytes += body_bytes
-            return None
-        return _SENDER_TOO_SLOW
+        if not await self._sender.send(data, self._gateway.config.timeouts.http_body):
+            return _SENDER_TOO_SLOW
+        self.body_bytes += body_bytes
+        return None

@@ -6,6 +6,8 @@ from typing import Final
 
 import trio
 
+from ..errors import RemoteProtocolError
+from ..net.direct import direct_socket
 from ..wire.http1 import Body, EndOfRequest, RequestHead, RequestReader
 from .state import Peer
 
@@ -34,9 +36,11 @@ class HttpPeer:
     def __init__(self, peer: Peer, *, max_head_bytes: int, max_headers: int) -> None:
         self.peer = peer
         self.stream = peer.stream
+        self._direct = direct_socket(peer.stream)
         self.reader = RequestReader(max_head_bytes=max_head_bytes, max_headers=max_headers)
         self._head: RequestHead | None = None
         self._is_complete = True
+        self._left: int | None = 0
         self._may_continue = False
 
     @property
@@ -47,7 +51,7 @@ class HttpPeer:
     @property
     def is_complete(self) -> bool:
         """Whether all of that request has been read, so that another may follow. Reads nothing from the network."""
-        if not self._is_complete and self._head is not None and not self._head.has_body:
+        if not self._is_complete and self._head is not None and self._left == 0:
             self._take_event()
         return self._is_complete
 
@@ -57,6 +61,7 @@ class HttpPeer:
         if not isinstance(event, RequestHead):
             return None
         self._head = event
+        self._left = None if event.is_chunked else event.content_length or 0
         self._is_complete = False
         self._may_continue = event.expects_continue
         self.peer.is_answered = False
@@ -77,6 +82,19 @@ class HttpPeer:
             return False
         self.reader.receive_data(data)
         return True
+
+    def drop_nowait(self) -> bool:
+        """Drop what is in hand of a body that nobody wants. Returns: whether that was all of it."""
+        try:
+            while not self._is_complete and self._take_event() is not None:
+                pass
+        except RemoteProtocolError:
+            return False
+        return self._is_complete
+
+    def take_nowait(self) -> bytes | None:
+        """A piece of the body that is in hand, ``b""`` at its end; None: read more. Raises as `receive`."""
+        return self._take_event()
 
     async def receive(self) -> bytes:
         """Wait for a piece of the body.
@@ -100,6 +118,28 @@ class HttpPeer:
             self._may_continue = False
             await self.stream.send_all(_CONTINUE)
 
+    async def wait_request(self) -> None:
+        """Wait for the beginning of a request; may return early. A checkpoint only when it waits."""
+        if self._direct is not None and not self.reader.has_begun:
+            # A peer that has just been answered has sent nothing yet, so trying to read would be in vain.
+            await self._direct.wait_readable()
+
+    async def send(self, data: bytes, send_timeout: float) -> bool:
+        """Send, and wait at most so long for the peer to take it. Returns: whether it has.
+
+        A checkpoint only when it waits.
+
+        Raises:
+          trio.BrokenResourceError: the connection is lost.
+        """
+        sent = self._direct.send_nowait(data) if self._direct is not None else 0
+        if sent == len(data):
+            return True
+        with trio.move_on_after(send_timeout):
+            await self.stream.send_all(memoryview(data)[sent:])
+            return True
+        return False
+
     async def watch(self) -> None:
         """Return when the peer has gone, and never otherwise: for waiting beside something else.
 
@@ -120,6 +160,8 @@ class HttpPeer:
         match self.reader.next_event():
             case Body(data):
                 self._may_continue = False
+                if self._left is not None:
+                    self._left -= len(data)
                 return data
             case EndOfRequest():
                 self._is_complete = True

@@ -11,7 +11,6 @@ of the request is sent, and the relay closes the rendezvous: one address, one re
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -98,6 +97,7 @@ class Transfer:
             early=listener.early,
             max_message_bytes=limits.MAX_CONTROL_MESSAGE_BYTES,
         )
+        # Ended by whoever notices that there is nothing left to do, and by the relay when it gives the request up.
         self._scope = trio.CancelScope()
         self._end: _End | None = None
         self._response_scope = trio.CancelScope()
@@ -120,7 +120,8 @@ class Transfer:
         self._response_scope.deadline = response_deadline
         is_parting = False
         try:
-            with self._gateway.counted_connection(), self._exchange.until_refused(math.inf):
+            self._exchange.cancel_on_refusal(self._scope)
+            with self._gateway.counted_connection():
                 await self._carry()
             end = self._end
             if end is None:
@@ -130,6 +131,7 @@ class Transfer:
             self._gateway.part_soon(self._leg, end.close_code, end.close_text, self._exchange.tracking_id)
             is_parting = True
         finally:
+            self._exchange.let_go(self._scope)
             if not is_parting:
                 await cut(self._leg.stream)  # noqa: ASYNC102 - shields itself
         if end.error is not None:
@@ -137,13 +139,13 @@ class Transfer:
         return end.cause
 
     async def _carry(self) -> None:
-        try:
-            with trio.fail_after(self._timeouts.close):
-                await self._leg.stream.send_all(build_101(self._listener.upgrade.key, protocol=None))
-        except (trio.BrokenResourceError, trio.TooSlowError):
-            self._stop(self._failure(listener_lost(), CloseCode.GOING_AWAY, "The handshake was not taken"))
-            return
         with self._scope:
+            try:
+                with trio.fail_after(self._timeouts.close):
+                    await self._leg.stream.send_all(build_101(self._listener.upgrade.key, protocol=None))
+            except (trio.BrokenResourceError, trio.TooSlowError):
+                self._stop(self._failure(listener_lost(), CloseCode.GOING_AWAY, "The handshake was not taken"))
+                return
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._to_listener)
                 await self._to_sender()

@@ -140,7 +140,7 @@ class _Request:
             room = control_body_room(self._size(channel))
             if not await self._collect_body(room):
                 self._way = Way.RENDEZVOUS
-            outcome = await self._send_and_wait()
+            outcome = await self._send_and_wait(channel)
         finally:
             if self._lease is not None and self._way is Way.CONTROL:
                 self._lease.release()
@@ -238,30 +238,43 @@ class _Request:
         self._lease = self._gateway.http_buffers.take(length if length is not None else room + _READ_BYTES)
         if self._lease is None:
             return False
+        if (piece := self._sender.take_nowait()) is not None:
+            # It mostly comes with the head.
+            self._body += piece
+            if self._sender.is_complete:
+                return True
         await self._sender.send_continue()
         timeouts = self._gateway.config.timeouts
-        if length is None:
-            is_whole = False
-            with self._exchange.until_refused(trio.current_time() + timeouts.request_gather):
-                while not is_whole and len(self._body) <= room:
-                    piece = await self._sender.receive()
-                    is_whole = not piece
-                    self._body += piece
-            return is_whole
-        with self._exchange.until_refused(trio.current_time() + timeouts.http_body) as silence:
-            while piece := await self._sender.receive():
+        scope = trio.CancelScope(
+            deadline=trio.current_time() + (timeouts.request_gather if length is None else timeouts.http_body)
+        )
+        self._exchange.cancel_on_refusal(scope)
+        with scope:
+            while len(self._body) <= room:
+                if not (piece := await self._sender.receive()):
+                    break
                 self._body += piece
-                silence.deadline = trio.current_time() + timeouts.http_body
-        if silence.cancelled_caught:
-            raise self._exchange.refused or body_too_slow()
-        return True
+                if length is not None:
+                    scope.deadline = trio.current_time() + timeouts.http_body
+        self._exchange.let_go(scope)
+        if self._sender.is_complete:
+            return True
+        if self._exchange.refused is not None:
+            raise self._exchange.refused
+        if length is not None:
+            raise body_too_slow()
+        return False
 
-    async def _send_and_wait(self) -> HandOver | Refusal | Refused | Lost | Answer[Exchange] | None:
-        """Send the request to a listener and wait for what becomes of it. None: the sender has gone."""
+    async def _send_and_wait(
+        self, channel: ControlChannel
+    ) -> HandOver | Refusal | Refused | Lost | Answer[Exchange] | None:
+        """Send the request, to this listener if it takes it, and wait for the outcome. None: the sender has gone."""
         gateway, exchange = self._gateway, self._exchange
-        channel = await self._find_room()
-        if channel is None or isinstance(channel, Refused):
-            return channel
+        if not channel.has_room or gateway.is_stopping or exchange.refused is not None:
+            found = await self._find_room()
+            if not isinstance(found, ControlChannel):
+                return found
+            channel = found
         if exchange.tracking_id in channel.replies:
             # 9.3: an id stands for one request; this sender's id has another one under way.
             exchange.tracking_id = gateway.tracking_id()
@@ -296,16 +309,26 @@ class _Request:
                 listener_id=channel.entry.id,
                 way=self._way.value,
             )
-            is_here = True
-            with exchange.until_outcome(self._deadline):
-                await self._sender.watch()
-                is_here = False
-            return (exchange.take() or no_response()) if is_here else None
+            if not await exchange.sleep(gateway.patience) and not await self._watch():
+                return None
+            return exchange.take() or no_response()
         finally:
             channel.withdraw_nowait(outgoing)
             channel.waiters.discard(exchange)
             channel.replies.forget(exchange.tracking_id)
             let_go(gateway, pending, exchange)
+
+    async def _watch(self) -> bool:
+        """Wait on for the outcome, at most until the deadline, and watch the sender. False: it has gone."""
+        scope = trio.CancelScope(deadline=self._deadline)
+        self._exchange.cancel_on_outcome(scope)
+        try:
+            with scope:
+                await self._sender.watch()
+                return False
+            return True
+        finally:
+            self._exchange.let_go(scope)
 
     async def _find_room(self) -> ControlChannel | Refused | None:
         """Choose a listener that takes a message now, or wait until one does. None: the sender has gone meanwhile."""
@@ -341,12 +364,17 @@ class _Request:
             await channel.wait_room()
             scope.cancel()
 
-        with self._exchange.until_refused(self._deadline):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(wait_room, nursery.cancel_scope)
-                await self._sender.watch()
-                is_here = False
-                nursery.cancel_scope.cancel()
+        scope = trio.CancelScope(deadline=self._deadline)
+        self._exchange.cancel_on_refusal(scope)
+        try:
+            with scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(wait_room, nursery.cancel_scope)
+                    await self._sender.watch()
+                    is_here = False
+                    nursery.cancel_scope.cancel()
+        finally:
+            self._exchange.let_go(scope)
         return is_here
 
     # ------------------------------------------------------------------------------------------------- to the sender

@@ -5,6 +5,7 @@
     serve
     ├── store watcher          another process changed the definitions
     ├── session watcher        a sender went while its listener does not read, or the other way round
+    ├── patience               looks after HTTP requests that are not answered at once
     ├── certificate watcher
     ├── accept loop            one per listening socket
     └── connections            one task each: TLS, front door, and whatever that leads to
@@ -339,6 +340,7 @@ class _Running:
                 accepting = await nursery.start(self._accept, nursery)
                 nursery.start_soon(self._watch_store)
                 nursery.start_soon(self._watch_sessions)
+                nursery.start_soon(gateway.patience.run)
                 if self._tls is not None and gateway.config.tls.reload_interval:
                     nursery.start_soon(self._tls.watch, gateway.config.tls.reload_interval, self._on_tls_reload)
                 gateway.trace.emit(

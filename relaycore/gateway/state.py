@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import secrets
 import time
@@ -31,10 +32,10 @@ from ..vocab import RefusalReason, Right, TrackingId
 from ..wire.http1 import Headers, RequestHead
 from ..wire.messages import RemoteEndpoint
 from ..wire.status import close_reason, make_tracking_id, refusal_reason_phrase
+from .exchange import Exchange, Patience
 
 if TYPE_CHECKING:
     from .control_channel import ControlChannel
-    from .exchange import Exchange
     from .relay_stream import LiveSession
     from .waiter import StreamWaiter
 
@@ -43,6 +44,9 @@ __all__ = ["SHUTDOWN_TEXT", "Gateway", "Peer", "deleted_text", "shutting_down"]
 _HELD_BACK_PER_SOURCE = 64
 _HELD_BACK = 1_024
 """Connections that wait to be cut; a task and a descriptor each."""
+
+_SLEEP = 0.05
+"""Seconds that a relayed request waits before its sender is watched; its leaving is noticed within twice that."""
 
 SHUTDOWN_TEXT: Final = "The relay is shutting down"
 
@@ -112,6 +116,7 @@ class Gateway:
         self.sessions: set[LiveSession] = set()
         self.waiters: set[StreamWaiter] = set()
         self.exchanges: set[Exchange] = set()
+        self.patience = Patience(_SLEEP)
         self.open_connections = 0
         self.connection_ended = trio.lowlevel.ParkingLot()
         self.is_stopping = False
@@ -223,13 +228,23 @@ class Gateway:
         finally:
             await cut(stream)  # noqa: ASYNC102 - shields itself
 
+    def begin_idle(self, scope: trio.CancelScope, deadline: float) -> None:
+        """From now on ``scope`` waits for a request: it ends at ``deadline``, or when the server stops."""
+        scope.deadline = deadline
+        self._idle.add(scope)
+        if self.is_stopping:
+            scope.cancel()
+
+    def end_idle(self, scope: trio.CancelScope) -> None:
+        """Its request has come; it may take its time."""
+        self._idle.discard(scope)
+        scope.deadline = math.inf
+
     @contextmanager
     def idle_until(self, deadline: float) -> Iterator[trio.CancelScope]:
-        """A scope for waiting for a handshake or request: ends at ``deadline``, or when the server stops."""
-        with trio.CancelScope(deadline=deadline) as scope:
-            self._idle.add(scope)
-            if self.is_stopping:
-                scope.cancel()
+        """A scope for waiting for a handshake: ends at ``deadline``, or when the server stops."""
+        with trio.CancelScope() as scope:
+            self.begin_idle(scope, deadline)
             try:
                 yield scope
             finally:

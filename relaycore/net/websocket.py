@@ -217,6 +217,20 @@ class WebSocketLeg(trio.abc.AsyncResource):
         finally:
             self._is_receiving = False
 
+    def receive_nowait(self) -> Event | None:
+        """The next message or control frame that is in hand already; None when `receive` would have to read.
+
+        The pong for a ping leaves with the next call that sends or reads. Raises as `receive`.
+        """
+        self._begin_receiving()
+        try:
+            event = self._reader.next_event()
+            if isinstance(event, Ping):
+                self._owed_pong = event.payload
+            return event
+        finally:
+            self._is_receiving = False
+
     async def receive_piece(self) -> Piece | Close:
         """Wait for what comes next of a data message, as it comes. Pings are answered, pongs swallowed.
 
