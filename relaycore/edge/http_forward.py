@@ -23,8 +23,10 @@ Source: RFC 9110 7.6, RFC 9112 9; wire contract 9, 10.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import ssl
+from collections.abc import Iterator
 from typing import Final
 
 import trio
@@ -119,8 +121,6 @@ class HttpForwarder:
         except OriginError as error:
             outcome = str(error)
             raise
-        except StreamLost:
-            pass
         finally:
             seconds = trio.current_time() - started_at
             _log.debug("- %s %s: %s (%.3f s)", request.method, _path(mapped.target), outcome, seconds)
@@ -152,7 +152,7 @@ class HttpForwarder:
                         nursery.start_soon(_upload, request, connection, everything)
                     status = await self._pass_on(request, connection)
                     nursery.cancel_scope.cancel()
-                    return status
+            return status
         finally:
             with trio.CancelScope(shield=True):  # never blocks
                 await self.pool.give_back(connection)
@@ -174,7 +174,8 @@ class HttpForwarder:
             try:
                 connection.begin(method)
                 try:
-                    await connection.send(data, is_last=is_last)
+                    with self._in_time():
+                        await connection.send(data, is_last=is_last)
                 except OriginLost as lost:
                     if lost.is_unused and is_reused:
                         raise
@@ -188,15 +189,20 @@ class HttpForwarder:
                     raise
                 connection = None
             except BaseException:
-                await _close(connection)
+                await _close(connection)  # noqa: ASYNC102 - shields itself
                 raise
             else:
                 return connection
 
     async def _receive_head(self, connection: OriginConnection) -> ResponseHead:
+        with self._in_time():
+            return await connection.receive_head()
+
+    @contextlib.contextmanager
+    def _in_time(self) -> Iterator[None]:
         try:
             with trio.fail_after(self._settings.answer_timeout):
-                return await connection.receive_head()
+                yield
         except trio.TooSlowError as error:
             said = f"{self._settings.origin} gave no answer within {self._settings.answer_timeout:g} s"
             raise OriginError(said, http_status=504) from error

@@ -115,6 +115,7 @@ class Mapper:
           dropped: lower-case names of further fields that do not pass.
         """
         settings = self._settings
+        headers = Headers(end_to_end(headers))
         prefix, rest, query = split_path(target, self._entity)
         path = settings.origin.base_path + (prefix + rest if settings.keeps_path else rest) or "/"
         # What a relay has unescaped in the path (9.4: blanks) cannot stand in a request line.
@@ -133,13 +134,13 @@ class Mapper:
                 before = headers.joined("X-Forwarded-For")
                 added.append(("X-Forwarded-For", f"{before}, {remote.address}" if before else remote.address))
             replaced |= {"x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-forwarded-prefix"}
-        fields += (pair for pair in end_to_end(headers) if pair[0].lower() not in replaced)
+        fields += (pair for pair in headers if pair[0].lower() not in replaced)
         return Mapped(mapped, fields + added)
 
 
 def end_to_end(headers: Headers) -> Iterator[tuple[str, str]]:
     """Yield the fields that are not of one connection only, and can stand on the wire."""
-    nominated = {name.lower() for name in headers.members("Connection")}
+    nominated = {name.lower() for name in headers.members("Connection")} - {"host", "via"}
     for name, value in headers:
         folded = name.lower()
         if folded in _HOP_BY_HOP or folded in nominated or not is_token(name) or not is_value(value):

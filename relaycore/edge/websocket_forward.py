@@ -14,6 +14,7 @@ Once joined, messages, their types, Closes and half-closes pass as they are. Wha
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from dataclasses import dataclass
 from typing import Final
@@ -48,6 +49,9 @@ _BUFFERS: Final = 64
 
 _MAX_CONNECTIONS: Final = 1_000
 """Connections carried at one time; further ones wait in the listener's backlog, and past that are refused with 503."""
+
+
+_log = logging.getLogger("relaycore.edge")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +127,11 @@ class WebSocketForwarder:
                     reader.receive_data(data)
                 protocol = check_101(head, key, protocols)
         except trio.TooSlowError as error:
-            await cut(stream)  # noqa: ASYNC102 - shields itself
+            await cut(stream)  # noqa: ASYNC120 - shields itself
             said = f"{self._pool.origin} gave no answer within {_HANDSHAKE_TIMEOUT:g} s"
             raise OriginError(said, http_status=504) from error
         except trio.BrokenResourceError as error:
-            await cut(stream)  # noqa: ASYNC102 - shields itself
+            await cut(stream)  # noqa: ASYNC120 - shields itself
             raise OriginError(f"{self._pool.origin} gave no answer: it closed the connection") from error
         except BaseException:
             await cut(stream)  # noqa: ASYNC102 - shields itself
@@ -173,6 +177,8 @@ class WebSocketForwarder:
                 await session.run()
             finally:
                 self._sessions.discard(session)
+        except Exception as error:  # our bug: it costs this connection, not the others
+            _log.error("! a WebSocket failed", exc_info=error)
         finally:
             free.release()
 

@@ -14,7 +14,7 @@ import trio
 import trustme
 from origins import OK, OriginServer, Seen, Visitor, hang_up_rudely, open_origin
 from peers import LAST_CHUNK, WirePeer, http_chunk, http_head
-from world import World, open_world
+from world import CancelAtStep, World, open_world
 
 import relaycore
 from relaycore.edge import origin as origin_module
@@ -342,6 +342,22 @@ async def test_an_origin_that_dies_inside_a_short_answer():
         assert b"broke its answer off" in found.body
 
 
+WHOLE = b"HTTP/1.1 200 OK\r\nX-A: 1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n1\r\n!\r\n0\r\n\r\n"
+
+
+async def test_an_origin_that_dies_at_any_byte():
+    """spec 9.8: what is not whole never looks whole."""
+
+    async def script(visitor: Visitor, seen: Seen) -> None:
+        await visitor.send(WHOLE[: int(seen.target[1:])])
+
+    async with open_world(script) as world:
+        for length in range(len(WHOLE) + 1):
+            found = await world.ask("GET", f"/web/{length}")
+            assert found.status == (200 if length == len(WHOLE) else 502)
+        assert found.body == b"ok!"
+
+
 @pytest.mark.parametrize(
     "answer",
     [
@@ -619,7 +635,7 @@ class FakeResponder:
         return self
 
     async def __aexit__(self, kind: object, *_: object) -> None:
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint()  # noqa: ASYNC102 - may be cancelled, as the real one
         if kind is None:
             self.request.is_complete = True
 
@@ -657,21 +673,6 @@ class FakeRequest:
         return FakeResponder(self)
 
 
-class CancelAtStep(trio.abc.Instrument):
-    """Cancels a scope before the given step of the task that made it."""
-
-    def __init__(self, step: int, scope: trio.CancelScope) -> None:
-        self._left = step
-        self._scope = scope
-        self._task = trio.lowlevel.current_task()
-
-    def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        if task is self._task:
-            self._left -= 1
-            if self._left == 0:
-                self._scope.cancel()
-
-
 @pytest.mark.parametrize("pieces", [(), (b"x",), (b"x" * 40_000, b"y" * 40_000, b"z")])
 @pytest.mark.parametrize("is_reused", [False, True])
 async def test_cancelled_at_each_step_nothing_stays_open(pieces: tuple[bytes, ...], is_reused: bool):
@@ -703,7 +704,8 @@ async def test_a_sender_that_is_lost_in_a_short_body():
     """It is not sent to the origin as if it were whole."""
     async with open_origin() as origin:
         forwarder = HttpForwarder(ForwardSettings(parse_origin_url(origin.url)), "web")
-        await forwarder.serve(FakeRequest("POST", (b"x",), fails=True))
+        with pytest.raises(StreamLost):
+            await forwarder.serve(FakeRequest("POST", (b"x",), fails=True))
         assert origin.seen == []
 
 

@@ -85,6 +85,16 @@ def test_fields_of_one_connection_stay_there():
     assert fields_of({**dropped, "X-End": "1"}) == ["Host: origin:3000", "X-End: 1"]
 
 
+def test_what_cannot_be_sent_is_not_copied_into_other_fields():
+    bad = {"Host": "a\r\nX: y", "X-Forwarded-For": "1\0"}
+    assert fields_of(bad, adds_forwarded=True, keeps_path=True) == [
+        "Host: origin:3000",
+        "X-Forwarded-Proto: https",
+        "X-Forwarded-For: 203.0.113.7",
+    ]
+    assert fields_of({"Connection": "Host, Via", "Host": "h", "Via": "1.1 h"}) == ["Host: h", "Via: 1.1 h"]
+
+
 def test_forwarded_fields():
     """What a sender says about itself is kept in the list of addresses and nowhere else."""
     own = {"Host": "relay.test:443", "x-forwarded-for": "198.51.100.1", "X-Forwarded-Proto": "gopher"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import uuid
 from collections.abc import Awaitable, Callable
@@ -11,7 +12,7 @@ import pytest
 import trio
 from origins import Script, Seen, Visitor, accept_101, hang_up_rudely, open_origin
 from peers import WirePeer, close_frame, frame
-from world import World, open_world
+from world import CancelAtStep, World, open_world
 
 import relaycore
 from relaycore.client.invitation import Accept, IncomingConnection, Reject
@@ -169,6 +170,7 @@ async def test_close_codes_pass(code: int | None):
         got = await peer.read_frame()
         assert got.close_code == code
         await peer.send(close_frame(code, reason))
+        await peer.aclose()
         await settled(world)
 
 
@@ -325,6 +327,25 @@ async def test_an_origin_whose_sender_never_comes_is_hung_up_on(autojump_clock: 
         await forwarder._websockets.sweep()
         while origin.open:
             await trio.sleep(0.01)
+
+
+async def test_cancelled_at_each_step_a_handshake_leaves_nothing_open():
+    async with open_origin(speaking(echo)) as origin:
+        for step in itertools.count(1):
+            forwarder = forwarder_to(origin.url)
+            with trio.CancelScope() as scope:
+                instrument = CancelAtStep(step, scope)
+                trio.lowlevel.add_instrument(instrument)
+                try:
+                    await forwarder.accept(incoming())
+                finally:
+                    trio.lowlevel.remove_instrument(instrument)
+            await forwarder._websockets.aclose()
+            while origin.open:
+                await trio.sleep(0.001)
+            if not scope.cancelled_caught:
+                break
+        assert step > 3
 
 
 async def test_the_end_of_the_forwarder_hangs_up_on_all(autojump_clock: trio.testing.MockClock):

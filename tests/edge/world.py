@@ -73,15 +73,30 @@ async def open_world(
             where = parse_origin_url((url or origin.url) + base)
             forwarder = HttpForwarder(ForwardSettings(where, sender_scheme="http", **settings), path, ssl_context)
             async with (
-                trio.open_nursery() as nursery,
                 relaycore.open_listener(
                     relay.connection_string(path), accept=forwarder.accept, on_request=forwarder.serve
                 ) as listener,
+                trio.open_nursery() as nursery,
             ):
                 nursery.start_soon(forwarder.run, listener)
                 world = World(relay, origin, forwarder, listener)
                 try:
                     yield world
                 finally:
-                    await cut(*(peer.stream for peer in world.peers))
+                    await cut(*(peer.stream for peer in world.peers))  # noqa: ASYNC102 - shields itself
                 nursery.cancel_scope.cancel()
+
+
+class CancelAtStep(trio.abc.Instrument):
+    """Cancels a scope before the given step of the task that made it."""
+
+    def __init__(self, step: int, scope: trio.CancelScope) -> None:
+        self._left = step
+        self._scope = scope
+        self._task = trio.lowlevel.current_task()
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        if task is self._task:
+            self._left -= 1
+            if self._left == 0:
+                self._scope.cancel()
