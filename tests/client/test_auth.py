@@ -12,9 +12,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import httpx2
 import pytest
 import requests
+import trio
 
 import relaycore
 from relaycore.errors import ConfigError
+from relaycore.testing import open_relay
 from relaycore.wire.sas import parse_token, signature_matches
 
 KEY = "c2VjcmV0a2V5c2VjcmV0a2V5c2VjcmV0a2V5c2VjcmU="
@@ -404,6 +406,39 @@ async def test_an_async_client_under_trio(sites: tuple[Site, Site]):
             assert (await client.get(auth.url(), headers=own)).status_code == 200
     assert [auth.token() in seen.values() for seen in relay.seen] == [True, True, True]
     assert other.seen == [{}, {}]
+
+
+# Through a relay -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("header", [None, *BOTH])
+@pytest.mark.parametrize("own", [{}, {"Authorization": "Bearer app"}])
+@pytest.mark.parametrize("needs_token", [True, False])
+async def test_what_the_listener_sees(header: str | None, own: dict[str, str], needs_token: bool):
+    """spec 5.1, 5.7, 10: Authorization goes with the credential only; the other field always."""
+    seen = []
+
+    async def answer(request: relaycore.HttpRequest) -> str:
+        seen.append(request.headers)
+        return request.suffix
+
+    async with open_relay() as relay:
+        await relay.create_entity("web", requires_client_authorization=needs_token)
+        auth = relaycore.auth(relay.connection_string("web", rights=["Send"]), header=header)
+        async with (
+            trio.open_nursery() as nursery,
+            httpx2.AsyncClient(auth=auth, trust_env=False) as client,
+        ):
+            await nursery.start(relaycore.serve_http, relay.connection_string("web"), answer)
+            found = await client.get(auth.url("a b"), headers=own)
+            assert (found.status_code, found.text) == (200, "a b")
+            nursery.cancel_scope.cancel()
+    (headers,) = seen
+    assert "ServiceBusAuthorization" not in headers
+    if header == "ServiceBusAuthorization" or (own and header is None):
+        assert headers.get("Authorization") == own.get("Authorization")
+    else:
+        assert headers.get("Authorization") == (None if needs_token else auth.token())
 
 
 def test_the_standard_library_s_client(sites: tuple[Site, Site]):
