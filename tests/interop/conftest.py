@@ -56,6 +56,13 @@ def autobahn() -> Path:
     return INSTALLED / "autobahn"
 
 
+@pytest.fixture(scope="session")
+def published_suite() -> Path:
+    """The folder of hyco-https with its tests, and of the runner beside it."""
+    need("suite")
+    return INSTALLED / "suite"
+
+
 @pytest.fixture(params=LISTENERS, ids=lambda kind: f"to {kind.name}")
 def listen(request: pytest.FixtureRequest) -> ListenerKind:
     return request.param

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs the peers of tests/interop under build/interop: the Node package, libcurl with WebSocket support, the Autobahn suite.
+# Installs the peers of tests/interop under build/interop: the Node packages, the published tests of one of them, libcurl
+# with WebSocket support, the Autobahn suite.
 #
 # Needs node, npm, a C compiler, the project's virtual environment (VENV, default .venv) and, for the suite, Python 2.7 with
 # pip (PYTHON27, default: python2.7 of the path, else of pyenv, else one that was installed beside python3). No package
@@ -50,6 +51,13 @@ install_node() {
     npm install --prefix "$dest/node" --no-package-lock --ignore-scripts --no-audit --no-fund --loglevel=error
 }
 
+# Jest passes over everything in a folder node_modules, so the package stands beside it once more.
+install_suite() {
+    cp "$here/suite/package.json" "$dest/suite/"
+    npm install --prefix "$dest/suite" --no-package-lock --ignore-scripts --no-audit --no-fund --loglevel=error
+    cp -r "$dest/suite/node_modules/hyco-https" "$dest/suite/hyco-https"
+}
+
 install_curl() {
     "$python" -m pip install --quiet --disable-pip-version-check --no-deps --target "$dest/curl" "$pycurl"
 }
@@ -67,5 +75,6 @@ python27=$(find_python27)
 export PYTHONUSERBASE=$dest/autobahn
 
 install node "$(node --version) $(cksum <"$here/node/package.json")" install_node
+install suite "$(node --version) $(cksum <"$here/suite/package.json")" install_suite
 install curl "$("$python" --version) $pycurl" install_curl
 [ -z "$python27" ] || install autobahn "$python27 $(cksum <"$here/autobahn.txt")" install_autobahn
