@@ -24,7 +24,7 @@ import trio
 from ..client.connection import Connection
 from ..client.invitation import Accept, IncomingConnection, Reject
 from ..client.listener import Listener
-from ..errors import LocalProtocolError, Refused, RemoteProtocolError
+from ..errors import Refused, RemoteProtocolError
 from ..net.linger import cut
 from ..net.pool import BufferPool
 from ..net.session import Session, SessionLeg
@@ -159,12 +159,7 @@ class WebSocketForwarder:
             if waiting is None:
                 await connection.turn_away(1011, 1.0)  # its origin was hung up on
                 return
-            try:
-                stream, early = connection.detach()
-            except LocalProtocolError:
-                await cut(waiting.leg.stream)  # noqa: ASYNC102 - shields itself
-                await connection.aclose()
-                return
+            stream, early = connection.detach()
             session = Session(
                 SessionLeg(LegKind.WS_CLIENT, stream, bytes(early)),
                 waiting.leg,

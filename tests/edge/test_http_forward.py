@@ -20,7 +20,7 @@ import relaycore
 from relaycore.edge import origin as origin_module
 from relaycore.edge.http_forward import HttpForwarder
 from relaycore.edge.mapping import ForwardSettings
-from relaycore.edge.origin import parse_origin_url
+from relaycore.edge.origin import OriginConnection, parse_origin_url
 from relaycore.net.errors import StreamLost
 from relaycore.wire.http1 import Headers
 
@@ -478,6 +478,46 @@ async def test_a_connection_that_dies_under_a_request(
         assert found.status == (200 if is_repeated else 502)
         assert len(world.origin.seen) == (3 if is_repeated else 2)
         assert world.origin.connections == (2 if is_repeated else 1)
+
+
+async def test_a_request_of_which_nothing_has_left_is_sent_again(monkeypatch: pytest.MonkeyPatch):
+    """Whatever it would change: the origin cannot have seen it."""
+    send_nowait = OriginConnection._send_nowait
+    refused = []
+
+    def refuse_once(connection: OriginConnection, data: bytes) -> int:
+        if connection.is_reused and not refused:
+            refused.append(data)
+            raise BrokenPipeError(32, "Broken pipe")
+        return send_nowait(connection, data)
+
+    async with open_world() as world:
+        await world.ask()
+        await world.settled()
+        monkeypatch.setattr(OriginConnection, "_send_nowait", refuse_once)
+        assert (await world.ask("POST", body=b"x")).body == b"ok"
+        assert len(refused) == 1
+        assert [seen.body for seen in world.origin.seen] == [b"", b"x"]
+        assert world.origin.connections == 2
+
+
+async def test_idle_connections_are_closed_in_time(mock_clock: trio.testing.MockClock):
+    class Nobody:
+        async def accept(self) -> None:
+            await trio.sleep_forever()
+
+    async with open_origin() as origin, trio.open_nursery() as nursery:
+        forwarder = HttpForwarder(ForwardSettings(parse_origin_url(origin.url)), "web")
+        nursery.start_soon(forwarder.run, Nobody())
+        await forwarder.serve(FakeRequest())
+        assert forwarder.pool.idle == 1
+        mock_clock.jump(3)
+        await trio.testing.wait_all_tasks_blocked()
+        assert forwarder.pool.idle == 1
+        mock_clock.jump(2)
+        await trio.testing.wait_all_tasks_blocked()
+        assert forwarder.pool.idle == 0
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_fresh_connection_that_dies_is_not_tried_again():

@@ -19,6 +19,7 @@ from relaycore.client.invitation import Accept, IncomingConnection, Reject
 from relaycore.edge.http_forward import HttpForwarder
 from relaycore.edge.mapping import ForwardSettings
 from relaycore.edge.origin import parse_origin_url
+from relaycore.edge.websocket_forward import WebSocketForwarder
 from relaycore.errors import EndpointNotFound, NoListener, Refused
 from relaycore.net.errors import StreamLost
 from relaycore.net.websocket import WebSocketLeg
@@ -327,6 +328,21 @@ async def test_an_origin_whose_sender_never_comes_is_hung_up_on(autojump_clock: 
         await forwarder._websockets.sweep()
         while origin.open:
             await trio.sleep(0.01)
+
+
+async def test_a_sender_that_comes_too_late_is_closed(monkeypatch: pytest.MonkeyPatch):
+    accept = WebSocketForwarder.accept
+
+    async def accept_and_forget(self: WebSocketForwarder, *args: object) -> Accept | Reject:
+        found = await accept(self, *args)
+        await self.aclose()
+        return found
+
+    monkeypatch.setattr(WebSocketForwarder, "accept", accept_and_forget)
+    async with open_world(speaking(echo)) as world:
+        peer = await world.peer()
+        assert (await peer.upgrade(PLAIN_TARGET)).status == 101
+        assert (await peer.read_frame()).close_code == 1011
 
 
 async def test_cancelled_at_each_step_a_handshake_leaves_nothing_open():
