@@ -120,8 +120,10 @@ class Relay:
 
 
 @pytest.fixture
-async def start_relay(nursery: trio.Nursery) -> AsyncIterator[Callable[..., object]]:
+async def start_relay(request: pytest.FixtureRequest, nursery: trio.Nursery) -> AsyncIterator[Callable[..., object]]:
     """Start a relay with other settings: sections of the configuration as keywords."""
+    # No other test should wait for long, and one that waits in vain says so soon.
+    limit = 180 if request.node.get_closest_marker("chaos") else 60
     stores: list[Store] = []
     relays: list[Relay] = []
 
@@ -140,7 +142,7 @@ async def start_relay(nursery: trio.Nursery) -> AsyncIterator[Callable[..., obje
         relays.append(Relay(server, store, events))
         return relays[-1]
 
-    with trio.fail_after(180):
+    with trio.fail_after(limit):
         yield start
     for relay in relays:
         await relay.hang_up()

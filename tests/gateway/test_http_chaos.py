@@ -9,8 +9,9 @@ into it all the time.
 from __future__ import annotations
 
 import hashlib
+import itertools
+import os
 import random
-import tracemalloc
 from collections import Counter
 from contextlib import suppress
 
@@ -36,9 +37,8 @@ REQUESTS = 1_000
 ENTITIES = 4
 LISTENERS = 3 * ENTITIES
 BUFFER_BYTES = 1 << 20
-MEMORY_BYTES = 96 << 20
-"""How much the process may grow in all: the bodies' bound, a thousand connections at some 40 KiB on both their ends,
-and what the peers themselves hold."""
+MEMORY_BYTES = 192 << 20
+"""How much the process may grow in all, this side's thousand senders and their bodies included."""
 
 REFUSALS = {
     502: "a listener was lost, or none was there",
@@ -89,7 +89,7 @@ class Chaos:
     async def answer(self, control: WirePeer, asked: Asked) -> None:
         """Answer one request after a while, in some way, or never."""
         fate = self.random.random()
-        pause = 0.05 + 0.5 * self.random.random()
+        pause = 2 + 3 * self.random.random()
         with suppress(*LOST):
             if asked.is_address_only or self.random.random() < 0.3:
                 if fate < 0.05:
@@ -153,12 +153,11 @@ class Chaos:
 
     async def kill_controls(self) -> None:
         """Every now and then one control channel dies."""
-        while True:
-            await trio.sleep(0.08)
-            if len(self.controls) < LISTENERS * 2 // 3:
-                continue
+        for death in itertools.cycle(CONTROL_DEATHS):
+            await trio.sleep(0.6)
+            while len(self.controls) < LISTENERS * 2 // 3:
+                await trio.sleep(0.1)
             control = self.random.choice(self.controls)
-            death = self.random.choice(CONTROL_DEATHS)
             self.deaths[death] += 1
             with suppress(*LOST):
                 match death:
@@ -176,14 +175,14 @@ class Chaos:
 
     async def sender(self, number: int) -> None:
         source = random.Random(number)
-        await trio.sleep(2 * source.random())
+        await trio.sleep(source.random())
         size = source.choice(SIZES)
         body = None if size is None else source.randbytes(size)
         vanishes = source.random() < 0.2
         sender = await self.relay.connect()
         target, fields = f"/e{number % ENTITIES}/{number}", {"X-Name": str(number)}
         try:
-            with trio.move_on_after(3 * source.random() if vanishes else float("inf")) as patience:
+            with trio.move_on_after(1 + 4 * source.random() if vanishes else float("inf")) as patience:
                 outcome = await self.exchange(sender, source, target, fields, body)
             if patience.cancelled_caught:
                 self.vanished += 1
@@ -236,6 +235,12 @@ class Chaos:
                     await sender.send(LAST_CHUNK)
 
 
+def resident_bytes() -> int:
+    """What this process has in memory now."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def filling(seed: bytes, size: int) -> bytes:
     """Bytes that follow from a seed."""
     return random.Random(seed).randbytes(size)
@@ -260,50 +265,48 @@ async def test_http_chaos(start_relay, seed: int) -> None:
         limits=LimitsConfig(
             http_buffer_bytes=BUFFER_BYTES, refusals_per_second_per_source=1e6, refusals_burst=1_000_000
         ),
-        timeouts=TimeoutsConfig(ping_interval=0.5, http_response=3.0, http_body=3.0, request_gather=0.05),
+        timeouts=TimeoutsConfig(ping_interval=0.5, http_response=6.0, http_body=6.0, request_gather=0.05),
     )
     namespace = relay.server.namespace.name
     for index in range(ENTITIES):
         await relay.store.create_entity(namespace, f"e{index}", requires_client_authorization=False)
     chaos = Chaos(relay, seed)
-    most_exchanges = 0
-    tracemalloc.start()
-    try:
-        with trio.fail_after(60):
-            async with trio.open_nursery() as nursery:
+    most_exchanges = grown = 0
+    before = resident_bytes()
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
 
-                async def watch() -> None:
-                    nonlocal most_exchanges
-                    while True:
-                        statistics = relay.server.statistics()
-                        most_exchanges = max(most_exchanges, statistics.exchanges)
-                        assert statistics.http_buffered_bytes <= BUFFER_BYTES
-                        assert relay.server.check_consistency() == []
-                        await trio.sleep(0.1)
+            async def watch() -> None:
+                nonlocal most_exchanges, grown
+                while True:
+                    statistics = relay.server.statistics()
+                    most_exchanges = max(most_exchanges, statistics.exchanges)
+                    grown = max(grown, resident_bytes() - before)
+                    assert statistics.http_buffered_bytes <= BUFFER_BYTES
+                    assert relay.server.check_consistency() == []
+                    await trio.sleep(0.1)
 
-                for index in range(LISTENERS):
-                    nursery.start_soon(chaos.listener, f"e{index % ENTITIES}", nursery)
-                nursery.start_soon(chaos.kill_controls)
-                nursery.start_soon(watch)
-                async with trio.open_nursery() as senders:
-                    for number in range(REQUESTS):
-                        senders.start_soon(chaos.sender, number)
-                nursery.cancel_scope.cancel()
-        grown = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    print(chaos.outcomes, chaos.vanished, chaos.deaths, most_exchanges, grown >> 20, relay.server.statistics())
+            for index in range(LISTENERS):
+                nursery.start_soon(chaos.listener, f"e{index % ENTITIES}", nursery)
+            nursery.start_soon(chaos.kill_controls)
+            nursery.start_soon(watch)
+            async with trio.open_nursery() as senders:
+                for number in range(REQUESTS):
+                    senders.start_soon(chaos.sender, number)
+            nursery.cancel_scope.cancel()
     assert chaos.vanished + chaos.outcomes.total() == REQUESTS
     # Each kind of end was there, or nothing was tested.
     assert chaos.outcomes["answered"] > REQUESTS // 4
     assert chaos.outcomes.keys() >= {"answered", "cut", "502", "504"}
     assert chaos.vanished > 50
     assert len(chaos.deaths) == len(CONTROL_DEATHS)
-    assert most_exchanges > REQUESTS // 5
+    assert most_exchanges > REQUESTS // 2
     assert grown < MEMORY_BYTES
     await relay.hang_up()
     statistics = relay.server.statistics()
     assert BUFFER_BYTES // 2 < statistics.http_buffered_peak <= BUFFER_BYTES
     assert (statistics.http_buffered_bytes, statistics.exchanges, statistics.listeners) == (0, 0, 0)
     assert (statistics.waiting_senders, statistics.buffers_in_use, statistics.open_connections) == (0, 0, 0)
+    # Who vanished before the relay had its request is in no book.
+    assert REQUESTS - chaos.vanished <= statistics.requests_answered + statistics.requests_failed <= REQUESTS
     assert statistics.requests_answered >= chaos.outcomes["answered"]

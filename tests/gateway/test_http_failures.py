@@ -31,13 +31,6 @@ NOT_ANSWERED = "The request was routed to the listener but the listener did not 
 NO_LISTENER = "There are no listeners connected for the endpoint"
 
 
-@pytest.fixture(autouse=True)
-async def limit():
-    """No test waits longer for something that does not come."""
-    with trio.fail_after(30):
-        yield
-
-
 async def asked_here(relay, control: WirePeer, **options) -> tuple[WirePeer, Asked]:
     sender = await relay.ask("GET", "/open", **options)
     return sender, await relay.asked(control, sender)

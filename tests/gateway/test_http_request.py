@@ -24,13 +24,6 @@ LONG = 30.0
 """Longer than any test: a clock that must not be what a test waits for."""
 
 
-@pytest.fixture(autouse=True)
-async def limit():
-    """No test waits longer for something that does not come."""
-    with trio.fail_after(30):
-        yield
-
-
 @pytest.fixture
 async def patient(start_relay):
     """A relay that waits for the end of a chunked body as long as it takes."""
