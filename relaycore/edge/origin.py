@@ -1,8 +1,8 @@
 """The origin: a local HTTP server as a forwarder sees it. Its URL, connections to it, and one exchange after the other.
 
 A connection that has carried a whole exchange is kept for the next one. Such a connection may be dead by then: servers
-hang up on idle clients whenever they like. So one is looked at before it is used, and what still dies under a request
-is told apart by `OriginLost.may_repeat`.
+hang up on idle clients whenever they like. So one is looked at before it is used, and of one that still dies under a
+request `OriginLost` says what the origin may have seen.
 
 Source: RFC 9112 9.
 """
