@@ -714,6 +714,15 @@ async def test_an_address_ends_with_its_request(relay, control) -> None:
     assert refused.status == 403
 
 
+async def test_a_request_cannot_be_rejected(relay, control) -> None:
+    """spec 9.6/handshake: a request is answered; rejecting is for connections, and 400 here."""
+    sender, asked = await asked_here(relay, control)
+    _, refused = await relay.call(split_address(asked.address)[1] + "&sb-hc-statusCode=418&sb-hc-statusDescription=no")
+    assert refused.status == 400
+    await control.respond(asked, 200, b"x")
+    assert (await sender.read_http()).body == b"x"
+
+
 # HTTP/1.0 ------------------------------------------------------------------------------------------------------------
 
 
