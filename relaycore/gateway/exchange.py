@@ -65,6 +65,8 @@ class Exchange(Waiter[Answer["Exchange"]]):
       namespace, entity_path: where it goes.
       tracking_id: its ``id`` on the wire.
       refused: why the relay gave it up, at whatever stage it was; None while it did not.
+      answer_meanwhile: a response that came over the control channel while the rendezvous was open.
+      is_answered: its answer has begun; set by its own task.
     """
 
     def __init__(self, gateway: Gateway, namespace: str, entity_path: str, tracking_id: TrackingId) -> None:
@@ -73,6 +75,8 @@ class Exchange(Waiter[Answer["Exchange"]]):
         self.entity_path = entity_path
         self.tracking_id = tracking_id
         self.refused: Refused | None = None
+        self.answer_meanwhile: Answer[Exchange] | None = None
+        self.is_answered = False
         self._buffers = gateway.http_buffers
         self._answer_lease: ByteLease | None = None
         # What an outcome wakes: the task itself, or the scope in which it does something else meanwhile.
@@ -80,15 +84,20 @@ class Exchange(Waiter[Answer["Exchange"]]):
         self._scope: trio.CancelScope | None = None
 
     def answer(self, answer: Answer[Exchange]) -> None:
-        """The whole response is there."""
-        if self._outcome is not None:
+        """The whole response is there, over the control channel."""
+        is_meanwhile = isinstance(self._outcome, HandOver) and self.answer_meanwhile is None and not self.is_answered
+        if self._outcome is not None and not is_meanwhile:
             return
         if answer.body:
             self._answer_lease = self._buffers.take(len(answer.body))
             if self._answer_lease is None:
                 self.refuse(ServerBusy("The relay has no room left for the bodies of HTTP responses"))
                 return
-        self._set(answer)
+        if is_meanwhile:
+            self.answer_meanwhile = answer
+            self._wake()
+        else:
+            self._set(answer)
 
     def refuse(self, refused: Refused) -> None:
         """The relay will not go on with it, even if the listener has come already."""
@@ -132,9 +141,9 @@ class Exchange(Waiter[Answer["Exchange"]]):
             scope.cancel()
 
     def cancel_on_refusal(self, scope: trio.CancelScope) -> None:
-        """From now on the relay cancels ``scope`` when it gives the request up; for before and after its waiting."""
+        """From now on ``scope`` is cancelled when the relay gives the request up, or an answer comes meanwhile."""
         self._scope = scope
-        if self.refused is not None:
+        if self.refused is not None or self.answer_meanwhile is not None:
             scope.cancel()
 
     def let_go(self, scope: trio.CancelScope) -> None:

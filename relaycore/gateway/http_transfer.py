@@ -111,7 +111,8 @@ class Transfer:
         Args:
           response_deadline: when the ``response`` has to be there; it moves on as the listener takes the request.
 
-        Returns: None when the sender has its whole answer; else why its connection has to be cut.
+        Returns: None when the sender has its whole answer, or the exchange has one that came meanwhile; else why the
+        sender's connection has to be cut.
 
         Raises:
           Refused, RemoteProtocolError: nothing of an answer has left.
@@ -124,7 +125,9 @@ class Transfer:
             with self._gateway.counted_connection():
                 await self._carry()
             end = self._end
-            if end is None:
+            if end is None and self._exchange.answer_meanwhile is not None:
+                end = _End(None, None, CloseCode.NORMAL_CLOSURE, "The response came over the control channel")
+            elif end is None:
                 refused = self._exchange.refused
                 assert refused is not None
                 end = self._failure(refused, CloseCode.GOING_AWAY, refused.message)
@@ -236,6 +239,7 @@ class Transfer:
                 code = close.code if close is not None and close.code is not None else CloseCode.NORMAL_CLOSURE
                 self._note(self._failure(listener_lost(), code, ""))
                 return
+            self._exchange.is_answered = True
             cause = await self._write(response)
         except StreamLost:
             error = listener_lost()
@@ -254,12 +258,17 @@ class Transfer:
 
     async def _receive_response(self) -> Response | None:
         """Wait for the response's JSON. None: the listener closed without any."""
+        bodies_to_drop = 0
         while True:
             match await self._leg.receive():
                 case Text(data):
                     message = parse_from_listener(data)
-                    if isinstance(message, Response) and message.requestId == self._exchange.tracking_id:
-                        return message
+                    if isinstance(message, Response):
+                        if message.requestId == self._exchange.tracking_id:
+                            return message
+                        bodies_to_drop += message.body
+                case Binary() if bodies_to_drop:
+                    bodies_to_drop -= 1
                 case Binary():
                     raise RemoteProtocolError("binary message without a response before it", section="9.7")
                 case Close():
@@ -273,8 +282,10 @@ class Transfer:
         if not answer.may_have_body(response):
             return await answer.send_whole(response, None)
         piece: Piece | None = None
-        with trio.move_on_after(_FIRST_PIECE_WAIT):
+        with trio.move_on_after(_FIRST_PIECE_WAIT) as waiting:
             piece = await self._receive_piece()
+        if piece is None and not waiting.cancelled_caught:
+            raise StreamLost(_TRUNCATED)  # in time to be said
         if piece is not None and piece.fin:
             return await answer.send_whole(response, piece.data)
         cause = await answer.begin(response)

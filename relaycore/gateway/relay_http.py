@@ -25,11 +25,11 @@ from typing import Final
 
 import trio
 
-from ..broker.exchange import Answer, Way, control_body_room
+from ..broker.exchange import Answer, Replies, Way, control_body_room
 from ..broker.model import HybridConnection, endpoint_not_found
 from ..broker.quota import ByteLease
 from ..broker.registry import ListenerEntry, parse_listener_filter
-from ..errors import NoListener, Refused, Rejected, RemoteProtocolError
+from ..errors import NoListener, Refused, RemoteProtocolError
 from ..net.linger import close_gently, reset
 from ..trace import REQUEST_ANSWERED, REQUEST_FAILED, REQUEST_SENT
 from ..vocab import Action, RefusalReason, Right
@@ -80,8 +80,8 @@ async def serve_request(gateway: Gateway, sender: HttpPeer, head: RequestHead) -
     )
     with gateway.connections.acquire(namespace.name):
         exchange = Exchange(gateway, namespace.name, entity.path, gateway.tracking_id(target.id))
-        gateway.exchanges.add(exchange)
         request = _Request(gateway, sender, head, target, entity, exchange, credential.source if credential else None)
+        gateway.exchanges.add(exchange)
         try:
             return await request.serve()
         except Refused as refused:
@@ -132,6 +132,7 @@ class _Request:
         self._lease: ByteLease | None = None
         self._to_listener_bytes = 0
         self._way = Way.CONTROL
+        self._replies: Replies[Exchange] | None = None
 
     async def serve(self) -> bool:
         """See :func:`serve_request`."""
@@ -141,25 +142,26 @@ class _Request:
             if not await self._collect_body(room):
                 self._way = Way.RENDEZVOUS
             outcome = await self._send_and_wait(channel)
-        finally:
             if self._lease is not None and self._way is Way.CONTROL:
                 self._lease.release()
-        try:
             match outcome:
                 case HandOver():
-                    return await self._transfer(outcome)
-                case Answer(_, response, body):
-                    cause = await self._answer.send_whole(response, body)
+                    cause = await self._transfer(outcome)
+                    outcome = self._exchange.answer_meanwhile
+                    if outcome is not None:
+                        cause = await self._answer.send_whole(outcome.response, outcome.body)
                     return await self._finish(cause)
-                case Refusal(status, description):
-                    raise Rejected(description, http_status=status if 400 <= status <= 599 else 502)
-                case Lost():
+                case Answer(_, response, body):
+                    return await self._finish(await self._answer.send_whole(response, body))
+                case Lost() | Refusal():
                     raise listener_lost()
                 case Refused():
                     raise outcome
                 case None:
                     raise trio.BrokenResourceError(SENDER_GONE)
         finally:
+            if self._replies is not None:
+                self._replies.forget(self._exchange.tracking_id)
             if self._lease is not None:
                 self._lease.release()
 
@@ -300,6 +302,7 @@ class _Request:
             self._body.clear()
         try:
             channel.replies.expect(exchange.tracking_id, exchange)
+            self._replies = channel.replies
             channel.waiters.add(exchange)
             channel.offer_nowait(outgoing)
             gateway.trace.emit(
@@ -315,7 +318,6 @@ class _Request:
         finally:
             channel.withdraw_nowait(outgoing)
             channel.waiters.discard(exchange)
-            channel.replies.forget(exchange.tracking_id)
             let_go(gateway, pending, exchange)
 
     async def _watch(self) -> bool:
@@ -379,7 +381,8 @@ class _Request:
 
     # ------------------------------------------------------------------------------------------------- to the sender
 
-    async def _transfer(self, listener: HandOver) -> bool:
+    async def _transfer(self, listener: HandOver) -> str | None:
+        """See `Transfer.run`. The channel that carried the request may still bring the response."""
         request = self._text if self._way is Way.RENDEZVOUS else None
         transfer = Transfer(
             self._gateway,
@@ -393,7 +396,7 @@ class _Request:
         )
         cause = await transfer.run(self._deadline)
         self._to_listener_bytes += transfer.to_listener_bytes
-        return await self._finish(cause)
+        return cause
 
     async def _finish(self, cause: str | None) -> bool:
         """Book the request, and leave its connection as it has to be. Returns: whether another one may follow."""

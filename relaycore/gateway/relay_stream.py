@@ -352,6 +352,9 @@ async def serve_rendezvous(gateway: Gateway, peer: Peer, head: RequestHead, addr
     upgrade = check_upgrade(head)
     if address.rendezvous is None:
         raise Refused("The rendezvous address is malformed", http_status=400)
+    if address.status_code is not None and address.action is Action.REQUEST:
+        # 7.3 is about connections; a request is answered, whatever the answer is.
+        raise Refused("A request is answered, it cannot be rejected", http_status=400)
     take = gateway.rendezvous.claim if address.status_code is None else gateway.rendezvous.reject
     waiter = take(address.rendezvous, address.action, trio.current_time()).sender
     assert isinstance(waiter, Waiter)

@@ -80,6 +80,9 @@ _CHUNK_LINE = re.compile(
 )
 _PLAIN_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})\r\n")
 _TRAILER_LINE = re.compile(rf"{_TOKEN_CLASS}+:[\t\x20-\x7e\x80-\xff]*".encode("latin-1"))
+# A trailer field may not say how the message is framed or routed (RFC 9110 6.5.1): readers who join trailers to the head
+# would believe it, and llhttp refuses it.
+_FRAMING_TRAILER = re.compile(rb"(?:content-length|transfer-encoding|host):", re.IGNORECASE)
 
 _END_OF_HEAD: Final = b"\r\n\r\n"
 
@@ -631,7 +634,7 @@ class _ChunkedBody:
             line = self._take_line(buffer, self._trailer_left)
             if line is None:
                 return False
-            if line and _TRAILER_LINE.fullmatch(line) is None:
+            if line and (_TRAILER_LINE.fullmatch(line) is None or _FRAMING_TRAILER.match(line) is not None):
                 _refuse("Malformed trailer field", section="RFC 9112 7.1.2")
             self._trailer_left -= len(line) + 2
             self.is_complete = not line

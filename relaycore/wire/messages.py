@@ -224,6 +224,8 @@ def _narrow(wide: _WideResponse) -> Response:
 
 
 def _status_of(given: int | float | str | None) -> int:
+    if isinstance(given, str) and not given.isascii():
+        return _UNUSABLE_STATUS  # int() would take the digits of any script
     try:
         status = int(given or 0)
     except (ValueError, OverflowError):  # text that is no number, or an infinity

@@ -1309,3 +1309,15 @@ def test_framing_is_judged_without_llhttp_too(fields, status):
     with pytest.raises(RemoteProtocolError) as caught:
         http1._check_framing(RequestHead("POST", "/", "1.1", Headers([("Host", "h"), *fields])))
     assert caught.value.http_status == status
+
+
+@pytest.mark.parametrize("name", ["Content-Length", "transfer-encoding", "HOST"])
+def test_trailers_frame_and_route_nothing(name) -> None:
+    """spec 9.1: readers who join trailers to the head would believe them."""
+    reader = RequestReader()
+    reader.receive_data(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+    assert isinstance(reader.next_event(), RequestHead)
+    reader.receive_data(b"0\r\nX: y\r\n" + name.encode() + b": 5\r\n\r\n")
+    with pytest.raises(RemoteProtocolError) as caught:
+        reader.next_event()
+    assert caught.value.http_status == 400
