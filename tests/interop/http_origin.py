@@ -6,18 +6,21 @@ and by hyco-https (``node/https_listener.js``, which knows the same orders).
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
+import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from http import HTTPStatus
+from pathlib import Path
 
 import h11
 import trio
 from interop.ours import connection_string
 from interop.payloads import payload
-from interop.peers import Peer, Reports, Target, node_command, run_peer
+from interop.peers import Peer, Target, node_command, run_peer
 
 import relaycore
 
@@ -27,7 +30,7 @@ ORDER = "X-Answer"
 _PIECE_BYTES = 1 << 18
 
 
-@functools.lru_cache(maxsize=8)
+@lru_cache(maxsize=8)
 def pattern(size: int) -> bytes:
     """The content of ``size`` bytes that every origin and every sender makes alike."""
     content = payload("binary", size)
@@ -209,16 +212,14 @@ def _direct_head(answer: Answer, request: dict[str, str]):
         elif answer.status not in (204, 304):
             headers.append(("Content-Length", str(size)))
         lines = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
-        reason = answer.reason if answer.reason is not None else h11_reason(answer.status)
+        reason = answer.reason if answer.reason is not None else standard_reason(answer.status)
         return h11.Response(status_code=answer.status, headers=lines, reason=reason.encode("latin-1"))
 
     return response
 
 
-def h11_reason(status: int) -> str:
+def standard_reason(status: int) -> str:
     """The standard reason phrase, empty for a status that has none."""
-    from http import HTTPStatus
-
     try:
         return HTTPStatus(status).phrase
     except ValueError:
@@ -226,12 +227,24 @@ def h11_reason(status: int) -> str:
 
 
 @asynccontextmanager
-async def direct_origin() -> AsyncIterator[tuple[Origin, str]]:
-    """Run an origin on a port of its own. Yields it and its ``http://127.0.0.1:PORT``."""
+async def direct_origin(certificate: Path | None = None) -> AsyncIterator[tuple[Origin, str]]:
+    """Run an origin on a port of its own, with TLS if there is a certificate.
+
+    Yields: it and its ``http://127.0.0.1:PORT`` or ``https://localhost:PORT``.
+    """
     origin = Origin()
     async with trio.open_nursery() as nursery:
-        listeners = await nursery.start(functools.partial(trio.serve_tcp, origin.serve_direct, 0, host="127.0.0.1"))
-        yield origin, f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+        if certificate is None:
+            listeners = await nursery.start(partial(trio.serve_tcp, origin.serve_direct, 0, host="127.0.0.1"))
+            address = "http://127.0.0.1"
+        else:
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            context.load_cert_chain(certificate / "cert.pem", certificate / "key.pem")
+            serve = partial(trio.serve_ssl_over_tcp, origin.serve_direct, 0, context, host="127.0.0.1")
+            [listener] = await nursery.start(partial(serve, https_compatible=True))
+            listeners = [listener.transport_listener]
+            address = "https://localhost"
+        yield origin, f"{address}:{listeners[0].socket.getsockname()[1]}"
         nursery.cancel_scope.cancel("the test needs the origin no more")
 
 
@@ -241,9 +254,7 @@ async def our_http_listener(target: Target, path: str) -> AsyncIterator[Origin]:
     origin = Origin()
     async with trio.open_nursery() as nursery:
         await nursery.start(
-            functools.partial(
-                relaycore.serve_http, connection_string(target, path), origin.serve_relayed, cafile=target.ca_file
-            )
+            partial(relaycore.serve_http, connection_string(target, path), origin.serve_relayed, cafile=target.ca_file)
         )
         yield origin
         nursery.cancel_scope.cancel("the test needs the listener no more")
@@ -286,17 +297,3 @@ async def hyco_https_listener(target: Target, path: str) -> AsyncIterator[NodeOr
     async with run_peer("hyco-https listener", node_command("https_listener.js"), environment) as peer:
         await peer.wait("listening")
         yield NodeOrigin(peer)
-
-
-__all__ = [
-    "ORDER",
-    "Answer",
-    "NodeOrigin",
-    "Origin",
-    "Reports",
-    "Seen",
-    "direct_origin",
-    "hyco_https_listener",
-    "our_http_listener",
-    "pattern",
-]

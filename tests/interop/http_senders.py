@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import ssl
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -67,7 +68,8 @@ class Got:
     failed: str = ""
 
 
-Send = Callable[[str, Sequence[Case], Path], Awaitable[list[Got]]]
+Send = Callable[[str, Sequence[Case], Path, str | None], Awaitable[list[Got]]]
+"""Does requests under a base URL, one after the other; given a folder for files, and what certificates to trust."""
 
 
 def _lines(text: str) -> tuple[tuple[str, str], ...]:
@@ -84,9 +86,10 @@ def _pieces(size: int) -> Iterator[bytes]:
 # curl ---------------------------------------------------------------------------------------------------------------
 
 
-def _curl_command(base_url: str, case: Case, folder: Path) -> list[bytes]:
+def _curl_command(base_url: str, case: Case, folder: Path, ca_file: str | None) -> list[bytes]:
     command = [shutil.which("curl") or "curl", "-q", "-sS", "--path-as-is", "--globoff", "-N"]
     command += ["-D", str(folder / "head"), "-A", "curl"]
+    command += ["--cacert", ca_file] if ca_file is not None else []
     command += ["--head"] if case.method == "HEAD" else ["-X", case.method]
     if case.bytes is not None:
         (folder / "body").write_bytes(pattern(case.bytes))
@@ -99,13 +102,12 @@ def _curl_command(base_url: str, case: Case, folder: Path) -> list[bytes]:
     return [part.encode("latin-1") for part in [*command, base_url + case.target]]
 
 
-async def curl(base_url: str, cases: Sequence[Case], folder: Path) -> list[Got]:
+async def curl(base_url: str, cases: Sequence[Case], folder: Path, ca_file: str | None = None) -> list[Got]:
     """The curl program, once for each request."""
-    return [await _curl(base_url, case, folder) for case in cases]
+    return [await _curl(_curl_command(base_url, case, folder, ca_file), case, folder) for case in cases]
 
 
-async def _curl(base_url: str, case: Case, folder: Path) -> Got:
-    command = _curl_command(base_url, case, folder)
+async def _curl(command: list[bytes], case: Case, folder: Path) -> Got:
     digest, size = hashlib.sha256(), 0
     process = await trio.lowlevel.open_process(command, stdout=subprocess.PIPE)
     try:
@@ -130,7 +132,7 @@ async def _curl(base_url: str, case: Case, folder: Path) -> Got:
 # Node ---------------------------------------------------------------------------------------------------------------
 
 
-async def fetch(base_url: str, cases: Sequence[Case], folder: Path) -> list[Got]:
+async def fetch(base_url: str, cases: Sequence[Case], folder: Path, ca_file: str | None = None) -> list[Got]:
     """Node's fetch: all requests in one program."""
     plan = [
         {
@@ -142,7 +144,8 @@ async def fetch(base_url: str, cases: Sequence[Case], folder: Path) -> list[Got]
         }
         for case in cases
     ]
-    async with run_peer("fetch", node_command("fetch_sender.js"), {}) as peer:
+    environment = {"NODE_EXTRA_CA_CERTS": ca_file} if ca_file is not None else {}
+    async with run_peer("fetch", node_command("fetch_sender.js"), environment) as peer:
         await peer.send_plan({"base": base_url, "requests": plan})
         await peer.wait_end()
         return [_from_report(report) for report in peer.reports]
@@ -158,9 +161,10 @@ def _from_report(report: dict) -> Got:
 # Python -------------------------------------------------------------------------------------------------------------
 
 
-async def httpx(base_url: str, cases: Sequence[Case], folder: Path) -> list[Got]:
+async def httpx(base_url: str, cases: Sequence[Case], folder: Path, ca_file: str | None = None) -> list[Got]:
     """httpx2 in this very loop, over kept-alive connections."""
-    async with httpx2.AsyncClient(trust_env=False, timeout=30) as client:
+    verify = ssl.create_default_context(cafile=ca_file)
+    async with httpx2.AsyncClient(trust_env=False, timeout=30, verify=verify) as client:
         return [await _httpx(client, base_url + case.target, case) for case in cases]
 
 
@@ -183,12 +187,13 @@ async def _httpx(client: httpx2.AsyncClient, url: str, case: Case) -> Got:
     return Got(response.status_code, response.reason_phrase, lines, size, digest.hexdigest())
 
 
-async def requests_(base_url: str, cases: Sequence[Case], folder: Path) -> list[Got]:
+async def requests_(base_url: str, cases: Sequence[Case], folder: Path, ca_file: str | None = None) -> list[Got]:
     """Requests, which blocks and so has a thread."""
 
     def run() -> list[Got]:
         with requests.Session() as session:
             session.trust_env = False
+            session.verify = ca_file or True
             return [_requests(session, base_url + case.target, case) for case in cases]
 
     return await trio.to_thread.run_sync(run, abandon_on_cancel=True)

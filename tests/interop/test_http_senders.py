@@ -17,6 +17,7 @@ import trio
 from interop.http_origin import ORDER, Answer, Seen, direct_origin, hyco_https_listener, our_http_listener, pattern
 from interop.http_senders import SENDERS, Case, Got, RawSender
 from interop.peers import Target
+from interop.relay import run_relay
 
 pytestmark = pytest.mark.interop
 
@@ -445,13 +446,15 @@ def show(problems: list[str]) -> None:
         pytest.fail(f"{len(problems)} differences:\n" + "\n".join(problems[:5]))
 
 
-async def do_both(name: str, cases: Iterable[Case], target: Target, folder: Path) -> tuple[list[Case], Run, Run]:
-    """Do the requests directly and through the relay to a listener of ours."""
+async def do_both(
+    name: str, cases: Iterable[Case], target: Target, folder: Path, certificate: Path | None = None
+) -> tuple[list[Case], Run, Run]:
+    """Do the requests directly and through the relay to a listener of ours; with a certificate, both over TLS."""
     cases = for_sender(name, cases, target.make_token("echo"))
     send, relay_url = SENDERS[name], http_url(target)
-    async with direct_origin() as (origin, url), our_http_listener(target, "echo") as listener:
-        direct = Run(url, origin.seen, await send(f"{url}/echo", cases, folder))
-        relayed = Run(relay_url, listener.seen, await send(f"{relay_url}/echo", cases, folder))
+    async with direct_origin(certificate) as (origin, url), our_http_listener(target, "echo") as listener:
+        direct = Run(url, origin.seen, await send(f"{url}/echo", cases, folder, target.ca_file))
+        relayed = Run(relay_url, listener.seen, await send(f"{relay_url}/echo", cases, folder, target.ca_file))
     assert len(direct.seen) == len(relayed.seen) == len(cases)
     return cases, direct, relayed
 
@@ -463,6 +466,15 @@ async def test_nothing_else_differs(plain_target: Target, name: str, part: str, 
     with trio.fail_after(60):
         cases, direct, relayed = await do_both(name, CORPUS[part], plain_target, tmp_path)
     # fetch gives names in lower case.
+    show(compare(cases, direct, relayed, fold=_in_lower_case if name == "fetch" else _in_order))
+
+
+@pytest.mark.parametrize("name", SENDERS)
+async def test_nothing_else_differs_over_tls(certificate: Path, name: str, tmp_path: Path) -> None:
+    """spec 4: over TLS, where clients would rather speak HTTP/2, the same requests fare the same."""
+    with trio.fail_after(60):
+        async with run_relay(certificate) as running:
+            cases, direct, relayed = await do_both(name, (*METHODS, *HEADERS), running.target, tmp_path, certificate)
     show(compare(cases, direct, relayed, fold=_in_lower_case if name == "fetch" else _in_order))
 
 
@@ -485,8 +497,8 @@ async def test_the_node_sdk_behind_the_relay(plain_target: Target, tmp_path: Pat
     relay_url = http_url(plain_target)
     with trio.fail_after(60):
         async with direct_origin() as (origin, url), hyco_https_listener(plain_target, "echo") as listener:
-            direct = Run(url, origin.seen, await SENDERS["httpx2"](f"{url}/echo", cases, tmp_path))
-            relayed = Run(relay_url, [], await SENDERS["httpx2"](f"{relay_url}/echo", cases, tmp_path))
+            direct = Run(url, origin.seen, await SENDERS["httpx2"](f"{url}/echo", cases, tmp_path, None))
+            relayed = Run(relay_url, [], await SENDERS["httpx2"](f"{relay_url}/echo", cases, tmp_path, None))
             await listener.peer.wait("request", len(cases))
     relayed = replace(relayed, seen=listener.seen)
     show(compare(cases, direct, relayed, fold=_in_lower_case, differences=NODE_DIFFERENCES))

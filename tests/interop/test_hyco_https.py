@@ -311,7 +311,7 @@ async def test_the_published_suite(certificate: Path, published_suite: Path, sui
         jest = [shutil.which("node") or "node", str(published_suite / "node_modules" / "jest" / "bin" / "jest.js")]
         with trio.fail_after(60):
             done = await trio.run_process(
-                [*jest, "--env=node", "--runInBand", "--forceExit", f"tests/{suite}.test.js"],
+                [*jest, "--runInBand", "--forceExit", f"tests/{suite}.test.js"],
                 cwd=published_suite / "hyco-https",
                 env=environment,
                 check=False,
