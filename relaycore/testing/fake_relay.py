@@ -176,8 +176,8 @@ class FakeChannel:
             await self.leg.aclose()
         finally:
             self._is_over = True
-            for event in self._awaited.values():
-                event.set()
+            for awaited in self._awaited.values():
+                awaited.set()
 
     async def _receive_body(self, head: Response) -> None:
         body = None
