@@ -63,6 +63,7 @@ _ENTRIES_PER_TURN: Final = 100
 """Entries built between two checkpoints: about 2 ms, so that a feed of 10 000 does not hold the other connections."""
 
 _MAX_QUERY_FIELDS: Final = 100
+_MAY_BE_MANAGEMENT: Final = re.compile(r"[$%]|api-version", re.IGNORECASE)
 _RESOURCES: Final = "$resources"
 _METHODS: Final = frozenset({"GET", "PUT", "DELETE"})
 _API_VERSION: Final = re.compile(r"\d{4}-\d{2}", re.ASCII)
@@ -201,7 +202,8 @@ def is_management_request(head: RequestHead, namespace: Namespace) -> bool:
 
     Source: management contract 7; wire contract 16 (``?api-version=abc`` is relayed).
     """
-    if is_hybrid_target(head.target):
+    # Most requests are for a listener, and hold nothing that could say otherwise, escaped or not.
+    if not _MAY_BE_MANAGEMENT.search(head.target) or is_hybrid_target(head.target):
         return False
     try:
         target = _parse_target(head.target)

@@ -45,7 +45,7 @@ class AnswerWriter:
 
     async def send_whole(self, response: Response, body: bytes | None) -> str | None:
         """Send an answer whose body is in hand, with its length."""
-        lines = self._lines(response, has_body=body is not None)
+        lines = self._lines(response)
         may_have_body = self.may_have_body(response)
         # To HEAD, no body in hand says nothing about the length of what a GET would bring.
         if response.statusCode not in _BODILESS and (body or self._head.method != "HEAD"):
@@ -59,7 +59,7 @@ class AnswerWriter:
 
     async def begin(self, response: Response) -> str | None:
         """Send the head of an answer whose body comes later, in chunks or until the connection closes."""
-        lines = self._lines(response, has_body=True)
+        lines = self._lines(response)
         self._is_chunked = self._head.http_version == "1.1"
         # The request may still be coming; whether it was read to its end is seen when the answer is complete.
         self.keeps_alive = self._head.keep_alive and not self._gateway.is_stopping
@@ -76,11 +76,12 @@ class AnswerWriter:
         encoded = encode_chunk(data) if data else b""
         return await self._send(encoded + LAST_CHUNK if is_last else encoded, len(data))
 
-    def _lines(self, response: Response, *, has_body: bool) -> list[tuple[str, str]]:
+    def _lines(self, response: Response) -> list[tuple[str, str]]:
         self.status = response.statusCode
         lines = response_headers(response.responseHeaders, via_host=self._via_host)
-        if has_body and response.statusCode not in _BODILESS and not any(n.lower() == "content-type" for n, _ in lines):
-            # A Java client fails on a body without a type (9.8).
+        is_typed = any(name.lower() == "content-type" for name, _ in lines)
+        if response.body and response.statusCode not in _BODILESS and not is_typed:
+            # A Java client fails on a body without a type (9.8). What HEAD gets is what GET would get.
             lines.append(("Content-Type", "application/octet-stream"))
         return lines
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 import secrets
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -40,6 +40,10 @@ if TYPE_CHECKING:
     from .waiter import StreamWaiter
 
 __all__ = ["SHUTDOWN_TEXT", "Gateway", "Peer", "deleted_text", "shutting_down"]
+
+_GUID_RANDOM = ~(0xF << 76 | 0x3 << 62)
+_GUID_VERSION = 0x4 << 76 | 0x2 << 62
+"""The bits of a random GUID that are not random, and their values."""
 
 _HELD_BACK_PER_SOURCE = 64
 _HELD_BACK = 1_024
@@ -132,8 +136,10 @@ class Gateway:
         self.refusals_by_reason: Counter[RefusalReason] = Counter()
 
     def new_guid(self) -> str:
-        """A fresh random GUID, lower case."""
-        return str(uuid.uuid4())
+        """A fresh random GUID, lower case (RFC 9562 5.4)."""
+        # A third of what uuid.uuid4 takes, and every request wants one.
+        text = f"{int.from_bytes(os.urandom(16), 'big') & _GUID_RANDOM | _GUID_VERSION:032x}"
+        return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
     def new_secret(self) -> str:
         """192 random bits in characters that stand unescaped in a URL: what a rendezvous address rests on (5.4)."""

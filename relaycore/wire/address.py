@@ -135,6 +135,8 @@ def decode_path(raw_path: str) -> str:
 
     Bytes that are not UTF-8 come out as ``\\xNN``: they belong to no entity, and must not break a log line either.
     """
+    if "%" not in raw_path and raw_path.isascii():
+        return raw_path.strip("/")
     return unquote_to_bytes(raw_path.encode("utf-8", "replace")).decode("utf-8", "backslashreplace").strip("/")
 
 

@@ -80,8 +80,8 @@ _CHUNK_LINE = re.compile(
 )
 _PLAIN_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})\r\n")
 _TRAILER_LINE = re.compile(rf"{_TOKEN_CLASS}+:[\t\x20-\x7e\x80-\xff]*".encode("latin-1"))
-# A trailer field may not say how the message is framed or routed (RFC 9110 6.5.1): readers who join trailers to the head
-# would believe it, and llhttp refuses it.
+# A trailer field may not say how the message is framed or routed (RFC 9110 6.5.1): readers who join trailers to the
+# head would believe it, and llhttp refuses it.
 _FRAMING_TRAILER = re.compile(rb"(?:content-length|transfer-encoding|host):", re.IGNORECASE)
 
 _END_OF_HEAD: Final = b"\r\n\r\n"
