@@ -10,6 +10,7 @@ llhttp knows a fixed list of methods. Other tokens are shown to it as ``GET``; t
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -682,3 +683,28 @@ async def test_the_front_door_forwards_only_what_all_read_alike(start_relay) -> 
             assert target == relayed_target(request.target.decode()), case.name
             sent = {name for name, _ in request.fields}
             assert {name.lower().encode() for name in headers} <= sent | {b"via"}, case.name
+
+
+@pytest.mark.parametrize("bad", [b"x\r\n", b"5\r\nhelloX", b"0\r\nContent-Length: 5\r\n\r\n", b"0\r\nX : y\r\n\r\n"])
+async def test_a_body_that_goes_wrong_on_its_way_is_never_complete(relay, bad: bytes) -> None:
+    """RFC 9112 7.1: a long body is on its way to the listener when its framing breaks; there it is cut, not ended."""
+    control = await relay.listen("open")
+    sender = await relay.connect()
+    with trio.fail_after(30):
+        await sender.send(chunked(b"11170\r\n" + bytes(70_000) + b"\r\n"))
+        asked = await control.read_request()
+        assert asked.is_address_only
+        rendezvous = await relay.come_to(asked.address)
+        assert (await rendezvous.read_json())["request"]["body"] is True
+        received = 0
+        while received < 70_000:
+            got = await rendezvous.read_data_frame()
+            assert not got.fin
+            received += len(got.payload)
+        await sender.send(bad + HIDDEN)
+        assert (await sender.read_http()).status == 400
+        assert await sender.is_cut()
+        with suppress(EOFError, trio.BrokenResourceError):  # an abort says the same as a Close of that kind
+            while (got := await rendezvous.read_frame()).opcode != 8:
+                assert not got.fin
+            assert got.close_code not in (None, 1000)

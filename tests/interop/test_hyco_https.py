@@ -129,13 +129,13 @@ async def test_get(line: Line) -> None:
         assert "Hello" in dict(seen.headers).values()
 
 
-@pytest.mark.parametrize("large", [OVER, 10 << 20], ids=["65 537 B", "10 MiB"])
-async def test_chunked_posts(line: Line, large: int) -> None:
+async def test_chunked_posts(line: Line) -> None:
     """spec 20.1: HttpChunkedPost; three writes each way, empty, small and large."""
-    for up, down in ((0, 0), (5, 7), (5, large), (large, 5), (large, large)):
-        quarter = down // 4
-        answer = Answer(content=down, writes=((quarter, 2),) if quarter else ())
-        await line.ask(answer, up // 4, up // 4, up - 2 * (up // 4), chunked=True)
+    for large in (OVER, 10 << 20):
+        for up, down in ((0, 0), (5, 7), (5, large), (large, 5), (large, large)):
+            quarter = down // 4
+            answer = Answer(content=down, writes=((quarter, 2),) if quarter else ())
+            await line.ask(answer, up // 4, up // 4, up - 2 * (up // 4), chunked=True)
 
 
 async def test_an_empty_post(line: Line) -> None:
@@ -143,63 +143,61 @@ async def test_an_empty_post(line: Line) -> None:
     await line.ask(Answer(), 0)
 
 
-WRITES = {
-    "EndOnly and WriteOnly": [(SMALL,), (EXACT,), (OVER,), (65_535,), (10 << 20,)],
-    "WriteAndEnd": [(SMALL, SMALL), (SMALL, EXACT), (OVER, SMALL)],
-    "MultipleWrites": [(SMALL, SMALL), (SMALL, EXACT), (OVER, SMALL), (1, 65_534, 1), (EXACT, 1, EXACT)],
-}
+WRITES = (
+    *((SMALL,), (EXACT,), (OVER,), (65_535,), (10 << 20,)),  # EndOnly and WriteOnly
+    *((SMALL, SMALL), (SMALL, EXACT), (OVER, SMALL)),  # WriteAndEnd and MultipleWrites
+    *((1, 65_534, 1), (EXACT, 1, EXACT)),
+)
 
 
-@pytest.mark.parametrize("way", WRITES)
-async def test_sized_requests(line: Line, way: str) -> None:
+async def test_sized_requests(line: Line) -> None:
     """spec 20.1: HttpPostRequest; whatever the writes, the listener sees the body as one chunk."""
-    for writes in WRITES[way]:
+    for writes in WRITES:
         await line.ask(Answer(content=b"ResponseMessage"), *writes)
 
 
-@pytest.mark.parametrize("way", WRITES)
-async def test_responses(line: Line, way: str) -> None:
+async def test_responses(line: Line) -> None:
     """spec 20.1: HttpPostResponse; around 64 KiB a response changes from the control channel to a rendezvous."""
-    for writes in WRITES[way]:
+    for writes in WRITES:
         once = tuple((size, 1) for size in writes)
         for written in (once, once[:-1]):  # the last of them written, or handed over with the end
             await line.ask(Answer(content=sum(writes), writes=written), 14)
 
 
-@pytest.mark.parametrize(
-    ("before", "piped", "after"),
-    [
-        (0, SMALL, 0), (0, 66_560, 0), (SMALL, SMALL, 0), (66_560, SMALL, 0), (SMALL, 66_560, 0), (0, SMALL, SMALL),
-        (0, SMALL, 66_560), (0, 66_560, SMALL), (0, 66_000, 0),
-    ],
-)  # fmt: skip
-async def test_piped_responses(line: Line, before: int, piped: int, after: int) -> None:
+PIPED = (
+    *((0, SMALL, 0), (SMALL, SMALL, 0), (66_560, SMALL, 0), (0, SMALL, SMALL), (0, SMALL, 66_560)),
+    *((0, 66_000, 0), (SMALL, 66_000, SMALL)),
+)
+"""Bytes written before a stream, piped one by one, and written behind it."""
+
+
+async def test_piped_responses(line: Line) -> None:
     """spec 20.1: the pipe tests; a response written byte by byte, up to some 66 000 frames of one byte."""
-    writes = ((before, 1), (1, piped), (after, 1))
-    answer = Answer(content=before + piped + after, writes=tuple((size, times) for size, times in writes if size))
-    await line.ask(answer, method="GET")
+    for before, piped, after in PIPED:
+        writes = ((before, 1), (1, piped), (after, 1))
+        answer = Answer(content=before + piped + after, writes=tuple((size, times) for size, times in writes if size))
+        await line.ask(answer, method="GET")
 
 
 # Further uses -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [0, 1, 65_535, 65_536, 65_537, 10 << 20])
-async def test_echoes(line: Line, size: int) -> None:
+async def test_echoes(line: Line) -> None:
     """spec 9.2: bodies of all lengths both ways, sized and chunked."""
-    await line.ask(Answer(content="echo"), size)
-    await line.ask(Answer(content="echo"), size, chunked=True)
+    for size in (0, 1, 65_535, 65_536, 65_537, 10 << 20):
+        await line.ask(Answer(content="echo"), size)
+        await line.ask(Answer(content="echo"), size, chunked=True)
 
 
-@pytest.mark.parametrize("method", ["HEAD", "OPTIONS", "DELETE", "PUT", "PATCH", "TRACE", "FROB"])
-async def test_methods(line: Line, method: str) -> None:
+async def test_methods(line: Line) -> None:
     """spec 9.1: every method, with a body and without; of an answer to HEAD only the head comes."""
-    await line.ask(
-        Answer(content=5, headers=(("X-Method", method),)), method=method, target="/open/a b?x=1".replace(" ", "-")
-    )
-    await line.ask(Answer(content=70_000), method=method)
-    await line.ask(Answer(), method=method)
-    if method != "TRACE":
-        await line.ask(Answer(content=5), 17, method=method)
+    for method in ("HEAD", "OPTIONS", "DELETE", "PUT", "PATCH", "TRACE", "FROB"):
+        answer = Answer(content=5, headers=(("X-Method", method),))
+        await line.ask(answer, method=method, target="/open/a-b?x=1")
+        await line.ask(Answer(content=70_000), method=method)
+        await line.ask(Answer(), method=method)
+        if method != "TRACE":
+            await line.ask(Answer(content=5), 17, method=method)
 
 
 ODD_NAME = "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
