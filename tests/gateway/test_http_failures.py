@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import ssl
 import time
 from contextlib import suppress
 from functools import partial
 
 import pytest
 import trio
+import trustme
 from peers import (
     LAST_CHUNK,
     Asked,
@@ -24,7 +26,7 @@ from peers import (
     split_address,
 )
 
-from relaycore.config import LimitsConfig, TimeoutsConfig
+from relaycore.config import LimitsConfig, TimeoutsConfig, TlsConfig
 
 GUID = "12345678-1234-1234-1234-1234567890ab"
 NOT_ANSWERED = "The request was routed to the listener but the listener did not respond in the required time"
@@ -117,6 +119,18 @@ async def test_a_refusal_before_the_body_ends_the_connection(relay) -> None:
     assert answer.status == 404
     assert answer.value("Connection") == "close"
     assert await sender.is_cut()
+
+
+async def test_an_absent_listener_is_no_attack(relay) -> None:
+    """spec 18/refusal-rate: a good sender's 502 does not count against its address, however many there are."""
+    sender = await relay.connect()
+    with trio.fail_after(20):
+        for _ in range(150):  # the rate allows 40 at once and 20 a second, then delays for two seconds each
+            await sender.send(http_request("GET", "/open"))
+            assert (await sender.read_http()).status == 502
+    before = time.monotonic()
+    assert (await relay.fetch("GET", "/orders")).status == 401
+    assert time.monotonic() - before < 1
 
 
 # Listeners that are lost ---------------------------------------------------------------------------------------------
@@ -283,6 +297,26 @@ async def test_a_rendezvous_without_an_answer(start_relay) -> None:
     is_own_answer(await sender.read_http(), 504, NOT_ANSWERED)
     assert await listener.read_close() is not None
     await still_works(relay, control, sender)
+
+
+async def test_a_request_that_was_given_up_is_not_delivered(start_relay) -> None:
+    """spec 9.8/504, failures/slow-reader: what waits for a deaf listener is withdrawn with its sender."""
+    relay = await start_relay(limits=LimitsConfig(control_queue=4), timeouts=TimeoutsConfig(http_response=0.5))
+    control = await relay.listen("open")
+    # Nobody reads: the first ones fill the sockets, the next the queue, the others wait for room in it.
+    senders = [await relay.ask("POST", f"/open/{number}", (), bytes(60_000)) for number in range(200)]
+    for sender in senders:
+        is_own_answer(await sender.read_http(), 504, NOT_ANSWERED)
+    assert relay.server.statistics().exchanges == 0
+    sender = await relay.ask("GET", "/open/last")
+    stale = 0
+    while (asked := await control.read_request()).message["requestTarget"] != "/open/last":
+        stale += 1
+        await control.respond(asked, 200, b"stale")
+    assert stale < 150
+    await control.respond(asked, 200, b"fresh")
+    assert (await sender.read_http()).body == b"fresh"
+    assert relay.server.statistics().http_buffered_bytes == 0
 
 
 async def test_a_slow_upload_is_not_an_answer_that_is_late(start_relay) -> None:
@@ -576,6 +610,80 @@ async def test_a_fault_of_ours_ends_one_request(relay, monkeypatch) -> None:
     relay.events[:] = [event for event in relay.events if event.name != "internal.error"]
 
 
+async def test_a_fault_of_ours_beside_a_rendezvous(relay, monkeypatch) -> None:
+    """spec 13/request-internal: its listener is told 1011, its sender 500."""
+    from relaycore.gateway.http_answer import AnswerWriter
+
+    control = await relay.listen("open")
+    sender, asked = await asked_here(relay, control)
+    listener = await relay.meet(asked)
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("secret detail")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(AnswerWriter, "may_have_body", fail)
+        await listener.respond(asked, 200, b"x")
+        is_own_answer(await sender.read_http(), 500)
+        assert await listener.read_close() == 1011
+    await still_works(relay, control)
+    assert len(relay.named("internal.error")) == 1
+    relay.events[:] = [event for event in relay.events if event.name != "internal.error"]
+
+
+# TLS -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def certificate(tmp_path):
+    """A CA, and the settings of a relay that it vouches for."""
+    authority = trustme.CA()
+    leaf = authority.issue_cert("relay.test")
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    cert.write_bytes(b"".join(blob.bytes() for blob in leaf.cert_chain_pems))
+    key.write_bytes(leaf.private_key_pem.bytes())
+    return authority, TlsConfig(cert=str(cert), key=str(key))
+
+
+async def open_tls(port: int, authority: trustme.CA) -> WirePeer:
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    stream = trio.SSLStream(await trio.open_tcp_stream("127.0.0.1", port), context, server_hostname="relay.test")
+    await stream.do_handshake()
+    return WirePeer(stream)
+
+
+async def test_requests_over_tls(start_relay, certificate) -> None:
+    """spec 9.3/address, spec 9.8/truncated: addresses are ``wss``; a cut is one that TLS tells from an end."""
+    authority, tls = certificate
+    relay = await start_relay(tls=tls)
+    peers = [await open_tls(relay.port, authority) for _ in range(5)]
+    control, sender, first, second, old = peers
+    answer = await control.upgrade("/$hc/open?sb-hc-action=listen", {"ServiceBusAuthorization": relay.token()})
+    assert answer.status == 101
+    body = bytes(100_000)
+    await sender.send(http_request("POST", "/open", (), body))
+    asked = await control.read_request()
+    assert asked.address.startswith("wss://relay.test/$hc/open")
+    assert (await first.upgrade(split_address(asked.address)[1])).status == 101
+    assert (await first.read_request()).body == body
+    await first.respond(asked, 200, body)
+    assert (await sender.read_http()).body == body
+    for peer, version in ((sender, "1.1"), (old, "1.0")):
+        await peer.send(http_request("GET", "/open", version=version))
+        asked = await control.read_request()
+        listener = second if peer is sender else await open_tls(relay.port, authority)
+        peers.append(listener)
+        assert (await listener.upgrade(split_address(asked.address)[1])).status == 101
+        await listener.send(response_text(asked.id, body=True) + frame(2, b"first", fin=False))
+        await peer.read_http_head()
+        await listener.send(close_frame(1011))
+        with pytest.raises(trio.BrokenResourceError):
+            await peer.read_eof()
+    for peer in peers:
+        await trio.aclose_forcefully(peer.stream)
+
+
 # Books ---------------------------------------------------------------------------------------------------------------
 
 
@@ -593,6 +701,12 @@ async def test_the_books_of_requests(relay) -> None:
     with trio.fail_after(5):
         while relay.server.statistics().exchanges:
             await trio.sleep(0.005)
+    answered, failed = relay.named("request.answered"), relay.named("request.failed")
+    assert {event.fields["status"] for event in answered} == {200}
+    assert {event.fields["to_sender_bytes"] for event in answered} == {1}
+    assert {event.fields["way"] for event in answered} == {"control"}
+    assert {event.fields["tracking_id"] for event in answered} == {asked.id for _, asked in senders[:3]}
+    assert {event.fields["tracking_id"] for event in failed} == {asked.id for _, asked in senders[3:]}
     statistics = relay.server.statistics()
     assert statistics.requests_answered == 3
     assert statistics.requests_failed == 2

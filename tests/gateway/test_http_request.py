@@ -721,6 +721,15 @@ async def test_who_does_not_want_to_go_on_is_let_go(relay, version, fields, is_k
             assert (answer.value("Connection") or "").lower() == "close"
 
 
+async def test_http_1_0_needs_no_host(relay) -> None:
+    """spec 9.1/keep-alive, spec 10/request-via: a request without ``Host`` is relayed, and ``Via`` stays readable."""
+    control, sender, asked = await asked_for(relay, "GET", "/open/old", host=None, version="1.0")
+    assert "Host" not in asked.headers
+    assert re.fullmatch(r"1\.1 [\w.-]+(:\d+)?", asked.headers["Via"])
+    await control.respond(asked, 200, b"x")
+    assert (await sender.read_http()).body == b"x"
+
+
 async def test_http_1_0_may_be_kept_alive(relay) -> None:
     """spec 9.1/keep-alive: with ``Connection: keep-alive`` and a length, if the relay says so."""
     control, sender, asked = await asked_for(relay, "GET", "/open", {"Connection": "keep-alive"}, version="1.0")

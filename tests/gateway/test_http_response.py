@@ -21,6 +21,8 @@ from peers import (
     split_address,
 )
 
+from relaycore.config import TimeoutsConfig
+
 GUID = "12345678-1234-1234-1234-1234567890ab"
 
 
@@ -423,8 +425,10 @@ async def test_nonsense_on_the_channel_is_ignored(relay, control) -> None:
 
 @pytest.mark.parametrize("end", ["node", "dotnet", "java", "java-bare", "fin-and-close"])
 @pytest.mark.parametrize("is_large_request", [False, True])
-async def test_how_the_sdks_end_a_body(relay, control, end, is_large_request) -> None:
+async def test_how_the_sdks_end_a_body(start_relay, end, is_large_request) -> None:
     """spec 9.5/close-ends, spec 9.6/handshake, spec 9.6/closes, spec 19/close-ends-body, spec 21/samples: each."""
+    relay = await start_relay(timeouts=TimeoutsConfig(close=0.2))
+    control = await relay.listen("open")
     body = bytes(70_000) if is_large_request else None
     sender = await relay.ask("POST", "/open", (), body)
     asked = await control.read_request()
