@@ -114,6 +114,7 @@ class _Lifespan:
             raise error
 
     def _note_unsupported(self, why: str, cause: Exception | None) -> None:
+        (why, *_) = why.splitlines()
         # ASGI, lifespan: an exception before the start is complete means that the application does not know of it.
         if self._is_required:
             self._failure, self._cause = f"its lifespan ended before it had started ({why})", cause
