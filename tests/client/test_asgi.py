@@ -682,11 +682,10 @@ async def test_starlette_websockets(shop: Served, prefix):
         with websockets.sync.client.connect(f"{url}/hall", subprotocols=["chat"], proxy=None) as one:
             one.send("one")
             assert one.recv(timeout=10) == "one"  # and is in the room now
-            two = websockets.sync.client.connect(f"{url}/hall", proxy=None)
-            assert (one.subprotocol, two.subprotocol) == ("chat", None)
-            two.send("two")
-            assert (one.recv(timeout=10), two.recv(timeout=10)) == ("two", "two")
-            two.close()
+            with websockets.sync.client.connect(f"{url}/hall", proxy=None) as two:
+                assert (one.subprotocol, two.subprotocol) == ("chat", None)
+                two.send("two")
+                assert (one.recv(timeout=10), two.recv(timeout=10)) == ("two", "two")
             one.send("still there")
             assert one.recv(timeout=10) == "still there"
             one.send("/leave")
