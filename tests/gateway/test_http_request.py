@@ -102,6 +102,44 @@ async def test_ids_begin_with_a_guid_and_are_never_shared(relay) -> None:
     assert bodies == {asked[0].id, asked[1].id}
 
 
+async def test_an_id_is_not_used_again_while_its_answer_may_come(relay) -> None:
+    """spec 9.3/id, spec 9.7/request-id: who retries with its own id does not get the answer of its first attempt."""
+    control = await relay.listen("open")
+    target = f"/open?sb-hc-id={GUID}"
+    first = await relay.ask("GET", target)
+    asked_first = await control.read_request()
+    first.reset()
+    with trio.fail_after(5):
+        while relay.server.statistics().exchanges:
+            await trio.sleep(0.005)
+    second = await relay.ask("POST", target, (), b"another")
+    asked_second = await control.read_request()
+    assert asked_second.id != asked_first.id
+    await control.respond(asked_first, 200, b"late")
+    await control.respond(asked_second, 200, b"in time")
+    assert (await second.read_http()).body == b"in time"
+    # Once it was answered, its own id is free again.
+    await second.send(http_request("GET", f"/open?sb-hc-id={OTHER}"))
+    await control.respond(await control.read_request(), 200)
+    assert (await second.read_http()).status == 200
+    await second.send(http_request("GET", f"/open?sb-hc-id={OTHER}"))
+    asked = await control.read_request()
+    assert asked.id.startswith(OTHER)
+    await control.respond(asked, 200)
+    assert (await second.read_http()).status == 200
+
+
+async def test_two_listeners_are_not_asked_by_one_id(relay) -> None:
+    """spec 9.3/id: unique among all requests in flight, not only those of one channel."""
+    controls = {guid: await relay.listen("open", query=f"&sb-hc-id={guid}") for guid in (GUID, OTHER)}
+    ids = set()
+    for guid, control in controls.items():
+        fields = {"Microsoft-Relay-AllowedListeners": guid}
+        await relay.ask("GET", "/open?sb-hc-id=44444444-4444-4444-8444-444444444444", fields)
+        ids.add((await control.read_request()).id)
+    assert len(ids) == 2
+
+
 async def test_an_id_that_is_no_guid_is_replaced(relay) -> None:
     """spec 9.3/id: Java drops a request whose first 36 characters are none."""
     for given in ("mine", "", GUID[:-1], "_G0"):

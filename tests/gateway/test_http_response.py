@@ -262,6 +262,14 @@ async def test_json_of_64_kib_before_a_body_of_64_kib(exchange) -> None:
     assert answer.body == body
 
 
+async def test_a_body_message_over_the_limit_closes_the_channel(relay, control) -> None:
+    """spec 9.7/limits, spec 6.2/oversize: 65 537 bytes on the control channel are 1009, and 502 for the sender."""
+    sender, asked = await asked_here(relay, control)
+    await control.respond(asked, 200, bytes(65_537))
+    assert await control.read_close() == 1009
+    assert (await sender.read_http()).status == 502
+
+
 async def test_a_response_message_over_the_limit_closes_the_channel(relay, control) -> None:
     """spec 13/request-too-big, spec 6.2/oversize: 1009; who waits for that listener gets 502."""
     sender, asked = await asked_here(relay, control)
