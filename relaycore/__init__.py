@@ -2,10 +2,11 @@
 
 The names in ``__all__`` are the public library::
 
-    open_listener(connection_string)   a `trio.abc.Listener` whose connections come through the relay
-    open_stream(connection_string)     one connection to whoever listens
+    open_listener(connection_string)         a `trio.abc.Listener` whose connections come through the relay
+    open_stream(connection_string)           one connection to whoever listens
     serve_http(connection_string, handler)   answers HTTP requests that come through the relay
-    auth(connection_string)            signs the requests of a common HTTP client
+    serve_asgi(app, connection_string)       serves an ASGI application, HTTP and WebSockets
+    auth(connection_string)                  signs the requests of a common HTTP client
 
 They are imported when they are first used, so that ``import relaycore`` and the commands that need no event loop stay
 quick. `relaycore.testing` has a relay for the tests of programs that use them.
@@ -17,6 +18,7 @@ import importlib
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from .client.asgi import LifespanFailed, serve_asgi
     from .client.auth import SenderAuth, auth
     from .client.connection import Connection, ConnectionInfo, MessageChannel
     from .client.credentials import TokenProvider
@@ -75,6 +77,7 @@ __all__ = [
     "HttpResponder",
     "HttpResponse",
     "IncomingConnection",
+    "LifespanFailed",
     "Listener",
     "ListenerEvent",
     "ListenerState",
@@ -103,12 +106,14 @@ __all__ = [
     "auth",
     "open_listener",
     "open_stream",
+    "serve_asgi",
     "serve_http",
 ]
 
 __version__: Final = "0.1.0"
 
 _ROOMS: Final = {
+    "client.asgi": ("LifespanFailed", "serve_asgi"),
     "client.auth": ("SenderAuth", "auth"),
     "client.connection": ("Connection", "ConnectionInfo", "MessageChannel"),
     "client.credentials": ("TokenProvider",),

@@ -76,7 +76,7 @@ async def serving(app, relay: Relay, *, path: str = "web", **options) -> AsyncIt
     scope = trio.CancelScope()
     has_ended = trio.Event()
 
-    async def serve(task_status):
+    async def serve(task_status):  # noqa: ASYNC128 - handed on
         try:
             with scope:
                 await serve_asgi(app, relay.connection_string(path), task_status=task_status, **options)
@@ -481,7 +481,7 @@ async def test_a_lifespan_that_dies_ends_the_serving(relay: Relay):
         await die.wait()
         raise ZeroDivisionError
 
-    async def serve(task_status):
+    async def serve(task_status):  # noqa: ASYNC128 - handed on
         with pytest.raises(ZeroDivisionError):
             await serve_asgi(app, relay.connection_string("web"), task_status=task_status)
 
