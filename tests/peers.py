@@ -273,7 +273,10 @@ class WirePeer:
 
     async def read_http(self, method: str = "GET") -> HttpAnswer:
         """The next whole answer, read by RFC 9112 6.3; a body that is cut raises EOFError."""
-        answer = await self.read_http_head()
+        return await self.read_http_body(await self.read_http_head(), method)
+
+    async def read_http_body(self, answer: HttpAnswer, method: str = "GET") -> HttpAnswer:
+        """The answer of this head with its body."""
         length, coding = answer.value("Content-Length"), answer.value("Transfer-Encoding")
         assert length is None or coding is None, "two lengths"
         if method == "HEAD" or answer.status in (204, 304) or answer.status < 200:

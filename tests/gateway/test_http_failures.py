@@ -350,6 +350,29 @@ async def test_silence_in_an_answer_cuts_the_sender(start_relay) -> None:
             assert await listener.read_close() is not None
 
 
+async def test_a_sender_that_takes_nothing_of_its_answer(start_relay) -> None:
+    """spec 14/http-body, failures/slow-reader: it is cut, and its listener told; nobody waits for it for ever."""
+    relay = await start_relay(timeouts=TimeoutsConfig(http_body=0.5))
+    control = await relay.listen("open")
+    _, listener = await begun(relay, control)
+    code = None
+
+    async def write() -> None:
+        with suppress(trio.BrokenResourceError):
+            while True:
+                await listener.send(frame(0, bytes(65_536), fin=False))
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write)
+            with suppress(EOFError, trio.BrokenResourceError):
+                code = await listener.read_close()
+            nursery.cancel_scope.cancel()
+    assert code in (None, 1001)
+    assert relay.server.statistics().exchanges == 0
+    await still_works(relay, control)
+
+
 async def test_silence_before_a_promised_body(start_relay) -> None:
     """spec 9.8/silence: the head came, the body never; on either way the sender is not left waiting."""
     relay = await start_relay(timeouts=TimeoutsConfig(http_body=0.3, http_response=0.6))
