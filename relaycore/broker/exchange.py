@@ -26,10 +26,13 @@ from ..errors import LocalProtocolError, RemoteProtocolError
 from ..wire import limits
 from ..wire.messages import Response
 
-__all__ = ["Answer", "Replies", "Way", "control_body_room"]
+__all__ = ["Answer", "Replies", "RequestIds", "Way", "control_body_room"]
 
 _MAX_BODIES_DUE: Final = 1_024
 """Responses whose body has not come yet, on one channel. A listener that promises more is not keeping its promises."""
+
+_SPENT_IDS_KEPT: Final = 10_000
+"""Ids whose answer may still come: a minute's worth of requests that were given up, at a rate that nobody wants."""
 
 _Exchange = TypeVar("_Exchange")
 
@@ -49,6 +52,44 @@ def control_body_room(message_bytes: int) -> int:
     Source: wire contract 9.2, 15.
     """
     return max(0, limits.MAX_CONTROL_MESSAGE_BYTES - message_bytes)
+
+
+class RequestIds:
+    """Sees that an id stands for one request at a time, on all channels of a gateway.
+
+    A sender may choose the id of its request, and choose it again. While the first request is under way, or given up
+    without an answer, its listener may still answer it, and that must not be taken for an answer to the second one.
+    """
+
+    def __init__(self) -> None:
+        self._used: set[str] = set()
+        self._spent: dict[str, None] = {}  # oldest first
+
+    def __len__(self) -> int:
+        return len(self._used)
+
+    def is_free(self, id: str) -> bool:
+        """Whether a request may have this id."""
+        return id not in self._used and id not in self._spent
+
+    def take(self, id: str) -> None:
+        """A request has this id from now on.
+
+        Raises:
+          LocalProtocolError: it is not free.
+        """
+        if not self.is_free(id):
+            raise LocalProtocolError("a request id is in use", section="wire contract 9.3")
+        self._used.add(id)
+
+    def give_back(self, id: str, *, is_answered: bool) -> None:
+        """The request is over. Without an answer its id stays spent for a while."""
+        self._used.discard(id)
+        if is_answered:
+            return
+        self._spent[id] = None
+        if len(self._spent) > _SPENT_IDS_KEPT:
+            del self._spent[next(iter(self._spent))]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

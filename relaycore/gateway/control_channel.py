@@ -140,13 +140,14 @@ class ControlChannel:
         self._send_soon(message)
         return True
 
-    def withdraw_nowait(self, message: Outgoing) -> None:
-        """Take back a message that has not left yet; nobody waits for what it would bring."""
+    def withdraw_nowait(self, message: Outgoing) -> bool:
+        """Take back a message, since nobody waits for what it would bring. Returns: False when it has left."""
         if message.is_taken or message not in self._queue:
-            return
+            return False
         self._queue.remove(message)
         message.release()
         self._room.unpark()
+        return True
 
     async def wait_room(self) -> None:
         """Wait until a message may fit in, or the channel is closing; served in the order of coming."""

@@ -67,6 +67,7 @@ class Exchange(Waiter[Answer["Exchange"]]):
       refused: why the relay gave it up, at whatever stage it was; None while it did not.
       answer_meanwhile: a response that came over the control channel while the rendezvous was open.
       is_answered: its answer has begun; set by its own task.
+      is_owed: a listener has the request, and its response has not come.
     """
 
     def __init__(self, gateway: Gateway, namespace: str, entity_path: str, tracking_id: TrackingId) -> None:
@@ -77,6 +78,7 @@ class Exchange(Waiter[Answer["Exchange"]]):
         self.refused: Refused | None = None
         self.answer_meanwhile: Answer[Exchange] | None = None
         self.is_answered = False
+        self.is_owed = False
         self._buffers = gateway.http_buffers
         self._answer_lease: ByteLease | None = None
         # What an outcome wakes: the task itself, or the scope in which it does something else meanwhile.
@@ -85,6 +87,7 @@ class Exchange(Waiter[Answer["Exchange"]]):
 
     def answer(self, answer: Answer[Exchange]) -> None:
         """The whole response is there, over the control channel."""
+        self.is_owed = False
         is_meanwhile = isinstance(self._outcome, HandOver) and self.answer_meanwhile is None and not self.is_answered
         if self._outcome is not None and not is_meanwhile:
             return

@@ -133,6 +133,11 @@ class Transfer:
                 end = self._failure(refused, CloseCode.GOING_AWAY, refused.message)
             self._gateway.part_soon(self._leg, end.close_code, end.close_text, self._exchange.tracking_id)
             is_parting = True
+        except Exception:
+            # Our own fault: the caller logs it and tells the sender.
+            self._gateway.part_soon(self._leg, CloseCode.INTERNAL_ERROR, "Internal error", self._exchange.tracking_id)
+            is_parting = True
+            raise
         finally:
             self._exchange.let_go(self._scope)
             if not is_parting:
@@ -240,6 +245,7 @@ class Transfer:
                 self._note(self._failure(listener_lost(), code, ""))
                 return
             self._exchange.is_answered = True
+            self._exchange.is_owed = False
             cause = await self._write(response)
         except StreamLost:
             error = listener_lost()

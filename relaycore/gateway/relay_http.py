@@ -79,23 +79,14 @@ async def serve_request(gateway: Gateway, sender: HttpPeer, head: RequestHead) -
         may_use_authorization=entity.requires_client_authorization,
     )
     with gateway.connections.acquire(namespace.name):
-        exchange = Exchange(gateway, namespace.name, entity.path, gateway.tracking_id(target.id))
-        request = _Request(gateway, sender, head, target, entity, exchange, credential.source if credential else None)
+        exchange = Exchange(gateway, namespace.name, entity.path, gateway.request_id(target.id))
         gateway.exchanges.add(exchange)
         try:
-            return await request.serve()
-        except Refused as refused:
-            refused.tracking_id = refused.tracking_id or exchange.tracking_id
-            request.failed(refused.message, refused.http_status)
-            raise
-        except RemoteProtocolError as broken:
-            request.failed(str(broken), broken.http_status)
-            raise
-        except trio.BrokenResourceError:
-            request.failed(SENDER_GONE)
-            raise
+            source = credential.source if credential is not None else None
+            return await _Request(gateway, sender, head, target, entity, exchange, source).serve()
         finally:
             gateway.exchanges.discard(exchange)
+            gateway.request_ids.give_back(exchange.tracking_id, is_answered=not exchange.is_owed)
             exchange.release()
 
 
@@ -136,6 +127,20 @@ class _Request:
 
     async def serve(self) -> bool:
         """See :func:`serve_request`."""
+        try:
+            return await self._serve()
+        except Refused as refused:
+            refused.tracking_id = refused.tracking_id or self._exchange.tracking_id
+            self._failed(refused.message, refused.http_status)
+            raise
+        except RemoteProtocolError as broken:
+            self._failed(str(broken), broken.http_status)
+            raise
+        except trio.BrokenResourceError:
+            self._failed(SENDER_GONE)
+            raise
+
+    async def _serve(self) -> bool:
         try:
             channel = self._choose()
             room = control_body_room(self._size(channel))
@@ -277,10 +282,6 @@ class _Request:
             if not isinstance(found, ControlChannel):
                 return found
             channel = found
-        if exchange.tracking_id in channel.replies:
-            # 9.3: an id stands for one request; this sender's id has another one under way.
-            exchange.tracking_id = gateway.tracking_id()
-            self._text_base = ""
         now = trio.current_time()
         self._deadline = now + gateway.config.timeouts.http_response
         pending = gateway.rendezvous.mint(
@@ -305,6 +306,7 @@ class _Request:
             self._replies = channel.replies
             channel.waiters.add(exchange)
             channel.offer_nowait(outgoing)
+            exchange.is_owed = True
             gateway.trace.emit(
                 REQUEST_SENT,
                 tracking_id=exchange.tracking_id,
@@ -316,7 +318,8 @@ class _Request:
                 return None
             return exchange.take() or no_response()
         finally:
-            channel.withdraw_nowait(outgoing)
+            if channel.withdraw_nowait(outgoing):
+                exchange.is_owed = False
             channel.waiters.discard(exchange)
             let_go(gateway, pending, exchange)
 
@@ -401,7 +404,7 @@ class _Request:
     async def _finish(self, cause: str | None) -> bool:
         """Book the request, and leave its connection as it has to be. Returns: whether another one may follow."""
         if cause is not None:
-            self.failed(cause)
+            self._failed(cause)
             await reset(self._sender.stream)
             return False
         self._gateway.requests_answered += 1
@@ -420,7 +423,7 @@ class _Request:
         await close_gently(self._sender.stream)
         return False
 
-    def failed(self, cause: str, status: int | None = None) -> None:
+    def _failed(self, cause: str, status: int | None = None) -> None:
         """Book a request that got no whole answer of a listener."""
         self._gateway.requests_failed += 1
         self._gateway.trace.emit(

@@ -197,6 +197,8 @@ class Server:
             problems += [f"without a connection, {len(book)} {name} are left" for name, book in left.items() if book]
             if held or in_use:
                 problems.append(f"without a connection, {held} are counted and {in_use} buffers are out")
+            if len(gateway.request_ids):
+                problems.append(f"without a connection, {len(gateway.request_ids)} request ids are in use")
             if gateway.http_buffers.held:
                 problems.append(f"without a connection, {gateway.http_buffers.held} bytes of bodies are held")
         return problems

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from ..broker.auth import Authorizer, Credential, Grant, find_credential
+from ..broker.exchange import RequestIds
 from ..broker.model import HybridConnection, Namespace, host_name
 from ..broker.quota import ByteBudget, ConnectionQuota, SourceLimiter, source_key
 from ..broker.registry import Registry
@@ -120,6 +121,7 @@ class Gateway:
         self.sessions: set[LiveSession] = set()
         self.waiters: set[StreamWaiter] = set()
         self.exchanges: set[Exchange] = set()
+        self.request_ids = RequestIds()
         self.patience = Patience(_SLEEP)
         self.open_connections = 0
         self.connection_ended = trio.lowlevel.ParkingLot()
@@ -148,6 +150,14 @@ class Gateway:
     def tracking_id(self, client_id: str | None = None) -> TrackingId:
         """The id of one client's attempt: its own GUID where it sent one (12)."""
         return make_tracking_id(client_id, self.new_guid())
+
+    def request_id(self, client_id: str | None) -> TrackingId:
+        """The id of a relayed request: as `tracking_id`, unless another request has the sender's id, or had it."""
+        id = self.tracking_id(client_id)
+        if not self.request_ids.is_free(id):
+            id = self.tracking_id()
+        self.request_ids.take(id)
+        return id
 
     def namespace_for(self, head: RequestHead) -> Namespace:
         """The namespace that the client called by its ``Host``.

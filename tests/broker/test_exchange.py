@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relaycore.broker.exchange import Answer, Replies, control_body_room
+from relaycore.broker.exchange import Answer, Replies, RequestIds, control_body_room
 from relaycore.errors import LocalProtocolError, RemoteProtocolError
 from relaycore.wire.messages import Response
 
@@ -126,3 +126,29 @@ def test_every_body_reaches_its_own_request(life) -> None:
         else:
             assert (answer is not None) == (id in waiting)
             waiting.discard(id)
+
+
+def test_an_id_is_free_again_once_it_was_answered() -> None:
+    """spec 9.3: unique per request; a sender may choose the same id for its next one."""
+    ids = RequestIds()
+    ids.take("a")
+    assert len(ids) == 1
+    assert not ids.is_free("a")
+    with pytest.raises(LocalProtocolError):
+        ids.take("a")
+    ids.give_back("a", is_answered=True)
+    assert ids.is_free("a")
+
+
+def test_an_id_without_answer_stays_spent_for_a_while() -> None:
+    """spec 9.7: a late answer to the first request is not one to the second."""
+    ids = RequestIds()
+    ids.take("a")
+    ids.give_back("a", is_answered=False)
+    assert len(ids) == 0
+    assert not ids.is_free("a")
+    for number in range(10_000):
+        ids.take(str(number))
+        ids.give_back(str(number), is_answered=False)
+    assert ids.is_free("a")
+    assert not ids.is_free("0")
