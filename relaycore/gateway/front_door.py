@@ -92,7 +92,7 @@ class FrontDoor:
         timeouts = self._gateway.config.timeouts
         patience = timeouts.head
         try:
-            # One scope for all its requests, since making one costs more than moving its deadline.
+            # One scope for all its requests, since making one costs more than all else that waiting takes.
             with self._waiting:
                 while await self._serve_one(patience):
                     patience = timeouts.keep_alive
@@ -129,9 +129,9 @@ class FrontDoor:
             return head
         waiting = self._waiting
         began = reader.has_begun
-        self._gateway.begin_idle(waiting, trio.current_time() + patience)
+        deadline = trio.current_time() + patience
+        self._gateway.begin_idle(waiting, deadline)
         try:
-            await self._http.wait_request()
             while await self._http.fill():
                 if (head := self._http.next_head()) is not None:
                     # One that comes in the very moment in which the waiting ended finds the connection closed.
@@ -139,7 +139,8 @@ class FrontDoor:
                 if not began and reader.has_begun:
                     # Between requests the peer may be idle for long; a head once begun has to come quickly.
                     began = True
-                    waiting.deadline = min(waiting.deadline, trio.current_time() + self._gateway.config.timeouts.head)
+                    head_deadline = trio.current_time() + self._gateway.config.timeouts.head
+                    self._gateway.begin_idle(waiting, min(deadline, head_deadline))
             return None
         finally:
             self._gateway.end_idle(waiting)

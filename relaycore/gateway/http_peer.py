@@ -8,6 +8,7 @@ import trio
 
 from ..errors import RemoteProtocolError
 from ..net.direct import direct_socket
+from ..vocab import BytesLike
 from ..wire.http1 import Body, EndOfRequest, RequestHead, RequestReader
 from .state import Peer
 
@@ -71,13 +72,22 @@ class HttpPeer:
         """The request is over."""
         self._head = None
 
-    async def fill(self) -> bool:
-        """Read once. Returns: False at the end of the stream. A checkpoint.
+    async def fill(self, *, is_due: bool = False) -> bool:
+        """Read once. Returns: False at the end of the stream. A checkpoint, unless ``is_due`` and something is there.
+
+        Args:
+          is_due: more has been announced, so that trying comes before waiting.
 
         Raises:
           trio.BrokenResourceError: the connection is lost.
         """
-        data = await self.stream.receive_some(_RECEIVE_BYTES)
+        data: BytesLike | None
+        if self._direct is not None:
+            data = self._direct.receive_nowait(_RECEIVE_BYTES) if is_due else None
+            if data is None:
+                data = await self._direct.receive(_RECEIVE_BYTES)
+        else:
+            data = await self.stream.receive_some(_RECEIVE_BYTES)
         if not data:
             return False
         self.reader.receive_data(data)
@@ -108,7 +118,7 @@ class HttpPeer:
         A checkpoint only when it has to read.
         """
         while (piece := self._take_event()) is None:
-            if not await self.fill():
+            if not await self.fill(is_due=True):
                 raise trio.BrokenResourceError("the peer left inside a request body")
         return piece
 
@@ -117,12 +127,6 @@ class HttpPeer:
         if self._may_continue and not self.reader.trailing:
             self._may_continue = False
             await self.stream.send_all(_CONTINUE)
-
-    async def wait_request(self) -> None:
-        """Wait for the beginning of a request; may return early. A checkpoint only when it waits."""
-        if self._direct is not None and not self.reader.has_begun:
-            # A peer that has just been answered has sent nothing yet, so trying to read would be in vain.
-            await self._direct.wait_readable()
 
     async def send(self, data: bytes, send_timeout: float) -> bool:
         """Send, and wait at most so long for the peer to take it. Returns: whether it has.

@@ -343,6 +343,7 @@ class _Running:
                 nursery.start_soon(self._watch_store)
                 nursery.start_soon(self._watch_sessions)
                 nursery.start_soon(gateway.patience.run)
+                nursery.start_soon(gateway.watch_idle)
                 if self._tls is not None and gateway.config.tls.reload_interval:
                     nursery.start_soon(self._tls.watch, gateway.config.tls.reload_interval, self._on_tls_reload)
                 gateway.trace.emit(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import random
 import secrets
@@ -49,6 +48,9 @@ _GUID_VERSION = 0x4 << 76 | 0x2 << 62
 _HELD_BACK_PER_SOURCE = 64
 _HELD_BACK = 1_024
 """Connections that wait to be cut; a task and a descriptor each."""
+
+_IDLE_CHECK_INTERVAL = 0.2
+"""Seconds between two looks at the connections that wait for a request, and so how late one may end."""
 
 _SLEEP = 0.05
 """Seconds that a relayed request waits before its sender is watched; its leaving is noticed within twice that."""
@@ -127,7 +129,7 @@ class Gateway:
         self.connection_ended = trio.lowlevel.ParkingLot()
         self.is_stopping = False
         self._background: trio.Nursery | None = None
-        self._idle: set[trio.CancelScope] = set()
+        self._idle: dict[trio.CancelScope, float] = {}
         self._held_back: Counter[str] = Counter()
         # Counters since the start.
         self.sessions_by_reason = dict.fromkeys(EndReason, 0)
@@ -245,26 +247,39 @@ class Gateway:
             await cut(stream)  # noqa: ASYNC102 - shields itself
 
     def begin_idle(self, scope: trio.CancelScope, deadline: float) -> None:
-        """From now on ``scope`` waits for a request: it ends at ``deadline``, or when the server stops."""
-        scope.deadline = deadline
-        self._idle.add(scope)
+        """From now on ``scope`` waits for a request: it ends soon after ``deadline``, or when the server stops.
+
+        Called again, it gets another deadline.
+        """
+        self._idle[scope] = deadline
         if self.is_stopping:
             scope.cancel()
 
     def end_idle(self, scope: trio.CancelScope) -> None:
         """Its request has come; it may take its time."""
-        self._idle.discard(scope)
-        scope.deadline = math.inf
+        self._idle.pop(scope, None)
+
+    async def watch_idle(self) -> None:
+        """End those that have waited for too long, until cancelled.
+
+        A look at all of them every now and then; to have Trio know each deadline would cost every request two changes
+        of it.
+        """
+        while True:
+            await trio.sleep(_IDLE_CHECK_INTERVAL)
+            now = trio.current_time()
+            for scope in [scope for scope, deadline in self._idle.items() if deadline <= now]:
+                scope.cancel()
 
     @contextmanager
     def idle_until(self, deadline: float) -> Iterator[trio.CancelScope]:
         """A scope for waiting for a handshake: ends at ``deadline``, or when the server stops."""
-        with trio.CancelScope() as scope:
+        with trio.CancelScope(deadline=deadline) as scope:
             self.begin_idle(scope, deadline)
             try:
                 yield scope
             finally:
-                self._idle.discard(scope)
+                self.end_idle(scope)
 
     async def hold_back(self, source: str) -> None:
         """Let a connection that gets no answer wait, if not too many of its source do.

@@ -37,9 +37,29 @@ class DirectSocket:
         except OSError as error:
             raise trio.BrokenResourceError(f"socket connection broken: {error}") from error
 
-    async def wait_readable(self) -> None:
-        """Wait until there is something to read, or the stream has ended. A checkpoint."""
-        await trio.lowlevel.wait_readable(self._socket)
+    def receive_nowait(self, max_bytes: int) -> bytes | None:
+        """Read once. Returns: ``b""`` at the end of the stream, None when nothing is there yet.
+
+        Raises:
+          trio.BrokenResourceError: the connection is lost.
+        """
+        try:
+            return os.read(self._socket.fileno(), max_bytes)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise trio.BrokenResourceError(f"socket connection broken: {error}") from error
+
+    async def receive(self, max_bytes: int) -> bytes:
+        """Wait until there is something to read, and read it once. Raises as `receive_nowait`.
+
+        It waits before it tries: for peers that have just been answered and have sent nothing yet. A checkpoint;
+        cancelled, it loses nothing.
+        """
+        while True:
+            await trio.lowlevel.wait_readable(self._socket)
+            if (data := self.receive_nowait(max_bytes)) is not None:
+                return data
 
 
 def direct_socket(stream: trio.abc.Stream) -> DirectSocket | None:

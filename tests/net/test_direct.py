@@ -7,6 +7,7 @@ import trio
 from trio.testing import memory_stream_pair, open_stream_to_socket_listener
 
 from relaycore.net.direct import direct_socket
+from relaycore.net.linger import reset
 
 
 @pytest.fixture
@@ -55,20 +56,29 @@ async def test_a_lost_connection_is_said_in_the_words_of_streams(pair):
         direct.send_nowait(b"x")
 
 
-async def test_waiting_ends_with_data_and_with_the_end(pair):
+async def test_reading_waits_for_data_and_for_the_end(pair):
     near, far = pair
     direct = direct_socket(near)
     assert direct is not None
     with trio.move_on_after(0) as waiting:
-        await direct.wait_readable()
+        await direct.receive(10)
     assert waiting.cancelled_caught
-    await far.send_all(b"x")
+    assert direct.receive_nowait(10) is None
+    await far.send_all(b"hello")
     with trio.fail_after(10):
-        await direct.wait_readable()
-        assert await near.receive_some() == b"x"
+        assert await direct.receive(2) == b"he"
+        assert direct.receive_nowait(10) == b"llo"
         await far.aclose()
-        await direct.wait_readable()
-        assert await near.receive_some() == b""
+        assert await direct.receive(10) == b""
+
+
+async def test_reading_from_a_reset_connection(pair):
+    near, far = pair
+    direct = direct_socket(near)
+    assert direct is not None
+    await reset(far)
+    with trio.fail_after(10), pytest.raises(trio.BrokenResourceError):
+        await direct.receive(10)
 
 
 async def test_other_streams_have_none():
