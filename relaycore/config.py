@@ -174,9 +174,9 @@ class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     deadline runs on."""
 
     http_buffer_bytes: Size = 67_108_864
-    """Bodies of relayed HTTP requests and responses on control channels, held in memory at one time. A request that
-    finds no room goes by rendezvous, where nothing is held; a response that finds none is dropped, and its sender gets
-    503. 64 MiB are 1024 bodies of the largest size, 64 KiB."""
+    """Bodies of relayed HTTP requests and responses on control channels, held in memory at one time. Requests may have
+    half of it; one that finds no room goes by rendezvous, where nothing is held. A response that finds none is dropped,
+    and its sender gets 503. 64 MiB are 1024 bodies of the largest size, 64 KiB."""
 
     refusals_per_second_per_source: Rate = 20.0
     """Refusals per second and client address answered at once; beyond it answers are delayed, then connections cut.

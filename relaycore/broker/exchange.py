@@ -29,7 +29,9 @@ from ..wire.messages import Response
 __all__ = ["Answer", "Replies", "RequestIds", "Way", "control_body_room"]
 
 _MAX_BODIES_DUE: Final = 1_024
-"""Responses whose body has not come yet, on one channel. A listener that promises more is not keeping its promises."""
+_MAX_DUE_BYTES: Final = 1_048_576
+"""Responses whose body has not come yet, on one channel, and their messages together. A listener that promises more is
+not keeping its promises."""
 
 _SPENT_IDS_KEPT: Final = 10_000
 """Ids whose answer may still come: a minute's worth of requests that were given up, at a rate that nobody wants."""
@@ -109,7 +111,9 @@ class Replies(Generic[_Exchange]):
 
     def __init__(self) -> None:
         self._open: dict[str, _Exchange] = {}
-        self._due: deque[Response] = deque()
+        # One place for each body that is due; None where nobody waits for it.
+        self._due: deque[tuple[Response, int] | None] = deque()
+        self._due_bytes = 0
         self._is_behind_bodiless = False
 
     def __len__(self) -> int:
@@ -132,8 +136,8 @@ class Replies(Generic[_Exchange]):
         """Let a request go; what still comes for it is thrown away. Does nothing if it is not there."""
         self._open.pop(id, None)
 
-    def receive_response(self, response: Response) -> Answer[_Exchange] | None:
-        """Take a ``response`` message.
+    def receive_response(self, response: Response, size: int) -> Answer[_Exchange] | None:
+        """Take a ``response`` message of ``size`` bytes.
 
         Returns: the answer; None when its body is still to come, or nobody waits for it.
 
@@ -141,12 +145,16 @@ class Replies(Generic[_Exchange]):
           RemoteProtocolError: too many bodies are due.
         """
         self._is_behind_bodiless = not response.body
-        if response.body:
-            if len(self._due) >= _MAX_BODIES_DUE:
-                raise RemoteProtocolError("responses without their bodies", section="wire contract 9.7")
-            self._due.append(response)
-            return None
-        return self._answer(response, None)
+        if not response.body:
+            return self._answer(response, None)
+        if len(self._due) >= _MAX_BODIES_DUE or self._due_bytes + size > _MAX_DUE_BYTES:
+            raise RemoteProtocolError("responses without their bodies", section="wire contract 9.7")
+        if response.requestId in self._open:
+            self._due.append((response, size))
+            self._due_bytes += size
+        else:
+            self._due.append(None)
+        return None
 
     def receive_body(self, data: bytes) -> Answer[_Exchange] | None:
         """Take a binary message: the body of the oldest response that has none yet.
@@ -161,7 +169,12 @@ class Replies(Generic[_Exchange]):
             return None
         if not self._due:
             raise RemoteProtocolError("binary message without a response before it", section="wire contract 9.7")
-        return self._answer(self._due.popleft(), data)
+        place = self._due.popleft()
+        if place is None:
+            return None
+        response, size = place
+        self._due_bytes -= size
+        return self._answer(response, data)
 
     def _answer(self, response: Response, body: bytes | None) -> Answer[_Exchange] | None:
         exchange = self._open.pop(response.requestId, None)

@@ -103,6 +103,10 @@ class ByteLease:
         self._budget = budget
         self.size = size
 
+    def grow(self, size: int, *, keep_free: int = 0) -> bool:
+        """Hold ``size`` bytes more. Returns: False, and nothing changes, without room or when it was released."""
+        return self._budget._grow(self, size, keep_free)
+
     def release(self) -> None:
         """Give the bytes back; a second time does nothing."""
         self._budget._give(self)
@@ -121,9 +125,9 @@ class ByteBudget:
         self.peak = 0
         self._leases: set[ByteLease] = set()
 
-    def take(self, size: int) -> ByteLease | None:
-        """Take ``size`` bytes. Returns: the lease; None when there is no room."""
-        if self.held + size > self.limit:
+    def take(self, size: int, *, keep_free: int = 0) -> ByteLease | None:
+        """Take ``size`` bytes, and leave as many as ``keep_free`` to others. Returns: the lease; None without room."""
+        if self.held + size + keep_free > self.limit:
             return None
         self.held += size
         self.peak = max(self.peak, self.held)
@@ -138,6 +142,14 @@ class ByteBudget:
         if self.held > self.limit:
             wrong.append(f"{self.held} bytes are held, and {self.limit} is the limit")
         return wrong
+
+    def _grow(self, lease: ByteLease, size: int, keep_free: int) -> bool:
+        if lease not in self._leases or self.held + size + keep_free > self.limit:
+            return False
+        self.held += size
+        self.peak = max(self.peak, self.held)
+        lease.size += size
+        return True
 
     def _give(self, lease: ByteLease) -> None:
         if lease in self._leases:

@@ -191,7 +191,7 @@ def load_app(text: str, app_dir: Path, *, is_factory: bool = False) -> AsgiApp:
       ConfigError: there is none, with a hint at what was meant; or what is there fails, or is something else.
     """
     module_name, _, attribute = text.partition(":")
-    if not module_name or not attribute:
+    if not all(module_name.split(".")) or not attribute:
         raise ConfigError(f"{text!r} is not MODULE:ATTRIBUTE{_hint(_as_module(text))}")
     if "/" in module_name or module_name.endswith(".py"):
         raise ConfigError(f"{module_name!r} is a file, not a module{_hint(_as_module(text))}")

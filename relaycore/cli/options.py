@@ -216,13 +216,13 @@ def form_options(function: Callable[..., R]) -> Callable[..., R]:
 
 
 def verbose_option(function: Callable[..., R]) -> Callable[..., R]:
-    """Add ``--verbose``: the library's log on standard error while the command runs."""
+    """Add ``--verbose``: the library's log on standard error while the command runs; without it, errors only."""
 
     @functools.wraps(function)
     def with_log(*args: object, verbose: int, **others: object) -> R:
-        if not verbose:
-            return function(*args, **others)
-        writer = configure_logging(LogConfig(level="debug" if verbose > 1 else "info"))
+        # What comes and goes is said by the commands themselves; what goes wrong in an application only by the log.
+        level: Final = "error" if not verbose else "info" if verbose == 1 else "debug"
+        writer = configure_logging(LogConfig(level=level))
         try:
             return function(*args, **others)
         finally:

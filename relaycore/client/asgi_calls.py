@@ -192,10 +192,13 @@ class HttpCall:
                 raise self._loss  # the way to the sender failed, not the sender: there may be another one for a refusal
             return
         elif self.reach.cancelled_caught and self._responder is None:
+            self._log_end("503, the listener is closing")
             await refuse(self._request, "The listener is closing")
             return
-        elif error is None:
-            raise LocalProtocolError("the application returned without a complete response", section="ASGI")
+        else:
+            self._log_end("the application failed")
+            if error is None:
+                raise LocalProtocolError("the application returned without a complete response", section="ASGI")
         if error is not None:
             raise error
 

@@ -21,8 +21,10 @@ A token is put only into requests to the relay's scheme, host and port and to th
 left is a redirect, which clients follow by copying headers without asking us again:
 
 - requests: a response hook takes the token out if the redirect leads elsewhere, whichever header it is in.
-- httpx: ``Authorization`` is left to the client. ``ServiceBusAuthorization`` is written where only the transport looks,
-  behind the fields that a redirect copies, so no redirected request has it, one to the same relay neither.
+- httpx: ``Authorization`` is left to the client, which keeps it for redirects within the relay's scheme, host and port:
+  a redirect to another hybrid connection of the same relay takes the token along. ``ServiceBusAuthorization`` is written
+  where only the transport looks, behind the fields that a redirect copies, so no redirected request has it, one to the
+  same relay neither.
 """
 
 from __future__ import annotations
@@ -262,7 +264,8 @@ def auth(
         urllib.request.Request(auth.url(), headers=auth.headers())
 
     Tokens are made ahead of their time and kept meanwhile. None is ever put into a request to another scheme, host,
-    port or path than those of the hybrid connection.
+    port or path than those of the hybrid connection. Clients that follow redirects by themselves may carry one on to
+    another path of the same relay (httpx does, with ``Authorization``), never to another host.
 
     Args:
       connection_string: ``Endpoint=sb://...``; needs a right to send.

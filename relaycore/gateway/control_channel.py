@@ -248,7 +248,7 @@ class ControlChannel:
             case Text(data):
                 message = parse_from_listener(data)
                 if isinstance(message, Response):
-                    self._deliver(self.replies.receive_response(message))
+                    self._deliver(self.replies.receive_response(message, len(data)))
                 elif isinstance(message, RenewToken):
                     self._messages_this_turn = _MESSAGES_PER_TURN
                     if not await self._renew(message):

@@ -30,6 +30,9 @@ from .state import Gateway, Peer, shutting_down
 
 __all__ = ["FrontDoor", "remote_endpoint"]
 
+_SENDERS_FAULT = frozenset({RefusalReason.HEAD_TOO_LARGE, RefusalReason.BODY_TIMEOUT})
+"""Refusals of requests that were let in which their senders have to answer for."""
+
 
 def remote_endpoint(stream: trio.SocketStream) -> RemoteEndpoint:
     """Address and port of the peer, as an IP literal without a zone (7.1)."""
@@ -129,7 +132,7 @@ class FrontDoor:
             return head
         waiting = self._waiting
         began = reader.has_begun
-        deadline = trio.current_time() + patience
+        deadline = trio.current_time() + (min(patience, self._gateway.config.timeouts.head) if began else patience)
         self._gateway.begin_idle(waiting, deadline)
         try:
             while await self._http.fill():
@@ -199,8 +202,8 @@ class FrontDoor:
             headers.append(("Connection", "close"))
         body = b"" if head.method == "HEAD" else response.body
         # Head and body in one send: two cost a client some 40 ms (delayed acknowledgement).
-        await self._peer.stream.send_all(build_response(response.status, response.reason, headers, body))
-        return keep_alive
+        answer = build_response(response.status, response.reason, headers, body)
+        return await self._http.send(answer, self._gateway.config.timeouts.http_body) and keep_alive
 
     async def _read_body(self, head: RequestHead) -> bytes:
         limit = self._gateway.config.limits.management_body_bytes
@@ -209,7 +212,8 @@ class FrontDoor:
         )
         if (head.content_length or 0) > limit:
             raise too_large
-        await self._http.send_continue()
+        if not await self._http.send_continue(self._gateway.config.timeouts.http_body):
+            raise trio.BrokenResourceError("the peer takes nothing")
         body = bytearray()
         while piece := await self._http.receive():
             body += piece
@@ -238,13 +242,15 @@ class FrontDoor:
     def _note_refusal(self, refused: Refused | RemoteProtocolError, tracking_id: str) -> float | None:
         """Count and log a refusal. Returns: seconds to let the answer wait, None for no answer at all."""
         gateway = self._gateway
+        # A rejection is the listener's doing, and so is what becomes of a request that was let in.
+        is_blameless = isinstance(refused, Rejected) or (
+            self._http.is_let_in and isinstance(refused, Refused) and refused.reason not in _SENDERS_FAULT
+        )
         if isinstance(refused, RemoteProtocolError):
             too_large = refused.http_status in (413, 414, 431)
             reason = RefusalReason.HEAD_TOO_LARGE if too_large else RefusalReason.BAD_REQUEST
             refused = Refused(str(refused), http_status=refused.http_status, reason=reason)
         gateway.refusals_by_reason[refused.reason] += 1
-        # A rejection is the listener's doing, and a busy or absent listener's senders are no attackers.
-        is_blameless = isinstance(refused, Rejected) or (self._is_plain and refused.http_status in (502, 503, 504))
         delay = 0.0 if is_blameless else gateway.limiter.note_refusal(self._peer.remote.address, trio.current_time())
         gateway.trace.emit(
             CONNECTION_REFUSED,

@@ -21,6 +21,9 @@ _AHEAD_BYTES: Final = 65_536
 """What is read of a peer whose answer is not there yet: the next requests, or the beginning of a body. Beyond that the
 network holds it, and its leaving is noticed only when the answer is sent."""
 
+_PIECES_DROPPED: Final = 8
+"""How many pieces in hand are dropped for the sake of the next request; behind more, closing is cheaper."""
+
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -32,6 +35,9 @@ class HttpPeer:
       max_head_bytes, max_headers: as for :class:`relaycore.wire.http1.RequestReader`.
 
     Used by one task at a time.
+
+    Attributes:
+      is_let_in: the present request has shown that it may be made; what becomes of it is not its sender's doing.
     """
 
     def __init__(self, peer: Peer, *, max_head_bytes: int, max_headers: int) -> None:
@@ -40,8 +46,10 @@ class HttpPeer:
         self._direct = direct_socket(peer.stream)
         self.reader = RequestReader(max_head_bytes=max_head_bytes, max_headers=max_headers)
         self._head: RequestHead | None = None
+        self.is_let_in = False
         self._is_complete = True
         self._left: int | None = 0
+        self._is_in_hand = False
         self._may_continue = False
 
     @property
@@ -62,6 +70,7 @@ class HttpPeer:
         if not isinstance(event, RequestHead):
             return None
         self._head = event
+        self.is_let_in = False
         self._left = None if event.is_chunked else event.content_length or 0
         self._is_complete = False
         self._may_continue = event.expects_continue
@@ -96,8 +105,9 @@ class HttpPeer:
     def drop_nowait(self) -> bool:
         """Drop what is in hand of a body that nobody wants. Returns: whether that was all of it."""
         try:
-            while not self._is_complete and self._take_event() is not None:
-                pass
+            for _ in range(_PIECES_DROPPED):
+                if self._is_complete or self._take_event() is None:
+                    break
         except RemoteProtocolError:
             return False
         return self._is_complete
@@ -115,18 +125,28 @@ class HttpPeer:
           RemoteProtocolError: it is framed wrongly.
           trio.BrokenResourceError: the peer left before its end.
 
-        A checkpoint only when it has to read.
+        A checkpoint when it has to read, and with every second piece of what was read at once.
         """
         while (piece := self._take_event()) is None:
+            self._is_in_hand = False
             if not await self.fill(is_due=True):
                 raise trio.BrokenResourceError("the peer left inside a request body")
+        if self._is_in_hand:
+            # Tiny chunks take long, and a read may bring thousands of them. Shielded, or the piece would be lost.
+            self._is_in_hand = False
+            await trio.lowlevel.cancel_shielded_checkpoint()
+        else:
+            self._is_in_hand = True
         return piece
 
-    async def send_continue(self) -> None:
-        """Answer ``Expect: 100-continue``, once, unless the body is coming already (RFC 9110 10.1.1)."""
-        if self._may_continue and not self.reader.trailing:
-            self._may_continue = False
-            await self.stream.send_all(_CONTINUE)
+    async def send_continue(self, send_timeout: float) -> bool:
+        """Answer ``Expect: 100-continue`` once, unless the body is coming or an answer has begun (RFC 9110 10.1.1).
+
+        Returns: False when the peer does not take it. Otherwise as `send`.
+        """
+        if not self._may_continue or self.reader.trailing:
+            return True
+        return await self.send(_CONTINUE, send_timeout)
 
     async def send(self, data: bytes, send_timeout: float) -> bool:
         """Send, and wait at most so long for the peer to take it. Returns: whether it has.
@@ -136,6 +156,7 @@ class HttpPeer:
         Raises:
           trio.BrokenResourceError: the connection is lost.
         """
+        self._may_continue = False
         sent = self._direct.send_nowait(data) if self._direct is not None else 0
         if sent == len(data):
             return True

@@ -11,6 +11,7 @@ of the request is sent, and the relay closes the rendezvous: one address, one re
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,13 +25,14 @@ from ..net.websocket import WebSocketLeg
 from ..wire import limits
 from ..wire.frames import Binary, Close, Piece, Text
 from ..wire.handshake import build_101
+from ..wire.http1 import build_response
 from ..wire.messages import Response, parse_from_listener
 from ..wire.status import CloseCode
 from .exchange import SENDER_GONE, Exchange, body_too_slow, listener_lost, no_response
 from .http_answer import AnswerWriter
 from .http_peer import HttpPeer
 from .state import Gateway
-from .waiter import HandOver
+from .waiter import CLOSE_HEADERS, HandOver
 
 __all__ = ["Transfer"]
 
@@ -101,6 +103,7 @@ class Transfer:
         self._scope = trio.CancelScope()
         self._end: _End | None = None
         self._response_scope = trio.CancelScope()
+        self._is_upgraded = False
         self._is_answered = False
         self._frame_left: trio.Event | None = None
         self.to_listener_bytes = 0
@@ -131,7 +134,10 @@ class Transfer:
                 refused = self._exchange.refused
                 assert refused is not None
                 end = self._failure(refused, CloseCode.GOING_AWAY, refused.message)
-            self._gateway.part_soon(self._leg, end.close_code, end.close_text, self._exchange.tracking_id)
+            if self._is_upgraded:
+                self._gateway.part_soon(self._leg, end.close_code, end.close_text, self._exchange.tracking_id)
+            else:
+                self._gateway.close_soon(self._leg.stream, build_response(403, "Forbidden", CLOSE_HEADERS))
             is_parting = True
         except Exception:
             # Our own fault: the caller logs it and tells the sender.
@@ -150,9 +156,14 @@ class Transfer:
         with self._scope:
             try:
                 with trio.fail_after(self._timeouts.close):
+                    await trio.lowlevel.checkpoint_if_cancelled()
+                    self._is_upgraded = True
                     await self._leg.stream.send_all(build_101(self._listener.upgrade.key, protocol=None))
             except (trio.BrokenResourceError, trio.TooSlowError):
                 self._stop(self._failure(listener_lost(), CloseCode.GOING_AWAY, "The handshake was not taken"))
+                return
+            # Before anything of an answer can leave.
+            if self._request is not None and not await self._invite_body():
                 return
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._to_listener)
@@ -200,9 +211,17 @@ class Transfer:
         await self._sender.watch()
         self._stop(self._gone())
 
+    async def _invite_body(self) -> bool:
+        try:
+            if await self._sender.send_continue(self._timeouts.http_body):
+                return True
+        except trio.BrokenResourceError:
+            pass
+        self._stop(self._gone())  # one that takes nothing may have got half of it, and can be told nothing more
+        return False
+
     async def _send_request(self, request: str) -> None:
         await self._leg.send_text(request)
-        await self._sender.send_continue()
         if self._early:
             piece = bytes(self._early)
             self._early.clear()
@@ -210,6 +229,8 @@ class Transfer:
         if self._lease is not None:
             self._lease.release()
         while not self._is_answered:
+            # Its listener cannot answer what it has not got; how long the sender may take is measured by itself.
+            self._response_scope.deadline = math.inf
             with trio.move_on_after(self._timeouts.http_body) as silence:
                 piece = await self._sender.receive()
             if silence.cancelled_caught:
@@ -219,6 +240,7 @@ class Transfer:
                 return
 
     async def _send_piece(self, piece: bytes, *, is_last: bool) -> None:
+        self._response_scope.deadline = trio.current_time() + self._timeouts.http_response
         self._frame_left = left = trio.Event()
         try:
             await self._leg.send_fragment(piece, fin=is_last)
@@ -244,6 +266,8 @@ class Transfer:
                 code = close.code if close is not None and close.code is not None else CloseCode.NORMAL_CLOSURE
                 self._note(self._failure(listener_lost(), code, ""))
                 return
+            if self._exchange.answer_meanwhile is not None or self._exchange.refused is not None:
+                return  # it came in the same moment and was first; nothing in between lets another task run
             self._exchange.is_answered = True
             self._exchange.is_owed = False
             cause = await self._write(response)

@@ -21,8 +21,6 @@ Source: wire contract 9 to 14.
 
 from __future__ import annotations
 
-from typing import Final
-
 import trio
 
 from ..broker.exchange import Answer, Replies, Way, control_body_room
@@ -47,9 +45,6 @@ from .state import Gateway, shutting_down
 from .waiter import HandOver, Lost, Refusal, let_go
 
 __all__ = ["serve_request"]
-
-_READ_BYTES: Final = 65_536
-"""What one read may bring beyond the room that a chunked request has."""
 
 
 async def serve_request(gateway: Gateway, sender: HttpPeer, head: RequestHead) -> bool:
@@ -78,6 +73,7 @@ async def serve_request(gateway: Gateway, sender: HttpPeer, head: RequestHead) -
         target.token,
         may_use_authorization=entity.requires_client_authorization,
     )
+    sender.is_let_in = True
     with gateway.connections.acquire(namespace.name):
         exchange = Exchange(gateway, namespace.name, entity.path, gateway.request_id(target.id))
         gateway.exchanges.add(exchange)
@@ -153,7 +149,7 @@ class _Request:
                 case HandOver():
                     cause = await self._transfer(outcome)
                     outcome = self._exchange.answer_meanwhile
-                    if outcome is not None:
+                    if outcome is not None and not self._exchange.is_answered:
                         cause = await self._answer.send_whole(outcome.response, outcome.body)
                     return await self._finish(cause)
                 case Answer(_, response, body):
@@ -242,35 +238,47 @@ class _Request:
         length = head.content_length
         if room == 0 or (length is not None and length > room):
             return False
-        self._lease = self._gateway.http_buffers.take(length if length is not None else room + _READ_BYTES)
+        self._lease = self._gateway.http_buffers.take(0, keep_free=self._kept_for_answers)
         if self._lease is None:
             return False
+        timeouts = self._gateway.config.timeouts
+        fits = True
         if (piece := self._sender.take_nowait()) is not None:
             # It mostly comes with the head.
-            self._body += piece
+            fits = self._keep(piece)
             if self._sender.is_complete:
-                return True
-        await self._sender.send_continue()
-        timeouts = self._gateway.config.timeouts
+                return fits
         scope = trio.CancelScope(
             deadline=trio.current_time() + (timeouts.request_gather if length is None else timeouts.http_body)
         )
         self._exchange.cancel_on_refusal(scope)
+        is_invited = False
         with scope:
-            while len(self._body) <= room:
-                if not (piece := await self._sender.receive()):
-                    break
-                self._body += piece
+            is_invited = await self._sender.send_continue(timeouts.http_body)
+            while fits and len(self._body) <= room and (piece := await self._sender.receive()):
+                fits = self._keep(piece)
                 if length is not None:
                     scope.deadline = trio.current_time() + timeouts.http_body
         self._exchange.let_go(scope)
-        if self._sender.is_complete:
-            return True
+        if not is_invited:
+            # Half of the invitation may have left, so that no answer can follow it.
+            raise trio.BrokenResourceError("the sender takes nothing")
         if self._exchange.refused is not None:
             raise self._exchange.refused
-        if length is not None:
+        if length is not None and scope.cancelled_caught:
             raise body_too_slow()
-        return False
+        return fits and self._sender.is_complete
+
+    @property
+    def _kept_for_answers(self) -> int:
+        """Room that bodies of requests leave free: they have another way, and answers have none."""
+        return self._gateway.http_buffers.limit // 2
+
+    def _keep(self, piece: bytes) -> bool:
+        """Put a piece to what was read of the body. Returns: whether there was room; it is kept all the same."""
+        assert self._lease is not None
+        self._body += piece
+        return self._lease.grow(len(piece), keep_free=self._kept_for_answers)
 
     async def _send_and_wait(
         self, channel: ControlChannel

@@ -296,11 +296,11 @@ class _ChangeWatcher:
             if entity is not None and not entity.websocket:
                 self._close_sessions(change.namespace, entity.path, websocket_disabled(entity.path).message)
             if entity is not None and not entity.http:
-                self._refuse_requests(change.namespace, entity.path, http_disabled(entity.path))
+                self._refuse_requests(change.namespace, entity.path, http_disabled)
 
     def _close_entity(self, namespace: str, path: str) -> None:
         text = deleted_text(path)
-        self._refuse_requests(namespace, path, endpoint_not_found(path))
+        self._refuse_requests(namespace, path, endpoint_not_found)
         # The senders first: one that loses its channel would look for another listener, and be told that there is none.
         for pending in self._gateway.rendezvous.waiting(namespace, path):
             assert isinstance(pending.sender, Waiter)
@@ -310,10 +310,10 @@ class _ChangeWatcher:
             entry.handle.close_nowait(_GOING_AWAY, text)
         self._close_sessions(namespace, path, text)
 
-    def _refuse_requests(self, namespace: str, path: str, refused: Refused) -> None:
+    def _refuse_requests(self, namespace: str, path: str, refusal: Callable[[str], Refused]) -> None:
         for exchange in list(self._gateway.exchanges):
             if exchange.namespace == namespace and fold(exchange.entity_path) == fold(path):
-                exchange.refuse(refused)
+                exchange.refuse(refusal(path))  # one for each: it will carry that sender's tracking id
 
     def _close_sessions(self, namespace: str, path: str, text: str) -> None:
         for live in list(self._gateway.sessions):

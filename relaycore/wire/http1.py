@@ -84,6 +84,9 @@ _TRAILER_LINE = re.compile(rf"{_TOKEN_CLASS}+:[\t\x20-\x7e\x80-\xff]*".encode("l
 # head would believe it, and llhttp refuses it.
 _FRAMING_TRAILER = re.compile(rb"(?:content-length|transfer-encoding|host):", re.IGNORECASE)
 
+_MAX_CHUNKS_JOINED: Final = 512
+"""Chunks in one piece: they take about a millisecond."""
+
 _END_OF_HEAD: Final = b"\r\n\r\n"
 
 LAST_CHUNK: Final = b"0\r\n\r\n"
@@ -601,12 +604,15 @@ class _ChunkedBody:
         self._error: RemoteProtocolError | None = None
 
     def next_piece(self, buffer: bytearray) -> bytes:
-        """Join what is in hand: a sender that writes single bytes must not cost an event for each."""
+        """Join what is in hand: a sender that writes single bytes must not cost an event for each.
+
+        But not all of it: what is in hand may be ten thousand of them, and others want their turn.
+        """
         if self._error is not None:
             raise self._error
         pieces: list[bytes] = []
         try:
-            while not self.is_complete and self._advance(buffer, pieces):
+            while not self.is_complete and len(pieces) < _MAX_CHUNKS_JOINED and self._advance(buffer, pieces):
                 pass
         except RemoteProtocolError as error:
             if not pieces:

@@ -26,7 +26,7 @@ def test_a_response_without_body_is_an_answer_at_once() -> None:
     replies: Replies[str] = Replies()
     replies.expect("a", "A")
     assert "a" in replies
-    assert replies.receive_response(response("a")) == Answer("A", response("a"), None)
+    assert replies.receive_response(response("a"), 100) == Answer("A", response("a"), None)
     assert len(replies) == 0
 
 
@@ -35,9 +35,9 @@ def test_bodies_come_in_the_order_of_their_responses() -> None:
     replies: Replies[str] = Replies()
     for id in "abc":
         replies.expect(id, id.upper())
-    assert replies.receive_response(response("b", body=True)) is None
-    assert replies.receive_response(response("c")) == Answer("C", response("c"), None)
-    assert replies.receive_response(response("a", body=True)) is None
+    assert replies.receive_response(response("b", body=True), 100) is None
+    assert replies.receive_response(response("c"), 100) == Answer("C", response("c"), None)
+    assert replies.receive_response(response("a", body=True), 100) is None
     assert replies.receive_body(b"of b") == Answer("B", response("b", body=True), b"of b")
     assert replies.receive_body(b"") == Answer("A", response("a", body=True), b"")
 
@@ -49,9 +49,9 @@ def test_a_late_response_is_swallowed_with_its_body() -> None:
     replies.forget("a")
     replies.forget("a")
     replies.expect("b", "B")
-    assert replies.receive_response(response("a", body=True)) is None
-    assert replies.receive_response(response("b", body=True)) is None
-    assert replies.receive_response(response("never")) is None
+    assert replies.receive_response(response("a", body=True), 100) is None
+    assert replies.receive_response(response("b", body=True), 100) is None
+    assert replies.receive_response(response("never"), 100) is None
     assert replies.receive_body(b"of a") is None
     assert replies.receive_body(b"of b") == Answer("B", response("b", body=True), b"of b")
 
@@ -60,8 +60,8 @@ def test_a_request_is_answered_once() -> None:
     """spec 9.7: the second response of one request is late."""
     replies: Replies[str] = Replies()
     replies.expect("a", "A")
-    assert replies.receive_response(response("a", status=201)) is not None
-    assert replies.receive_response(response("a", status=202)) is None
+    assert replies.receive_response(response("a", status=201), 100) is not None
+    assert replies.receive_response(response("a", status=202), 100) is None
 
 
 def test_a_body_that_nobody_announced_is_a_fault() -> None:
@@ -77,11 +77,11 @@ def test_an_empty_message_behind_a_response_without_body_is_passed_over() -> Non
     replies: Replies[str] = Replies()
     for id in "ab":
         replies.expect(id, id.upper())
-    replies.receive_response(response("b", body=True))
-    assert replies.receive_response(response("a")) is not None
+    replies.receive_response(response("b", body=True), 100)
+    assert replies.receive_response(response("a"), 100) is not None
     assert replies.receive_body(b"") is None
     assert replies.receive_body(b"") == Answer("B", response("b", body=True), b"")
-    assert replies.receive_response(response("c")) is None
+    assert replies.receive_response(response("c"), 100) is None
     with pytest.raises(RemoteProtocolError):
         replies.receive_body(b"x")
 
@@ -90,9 +90,22 @@ def test_promised_bodies_have_a_bound() -> None:
     """failures: attacker-set counts have a bound."""
     replies: Replies[str] = Replies()
     for _ in range(1_024):
-        replies.receive_response(response("x", body=True))
+        replies.receive_response(response("x", body=True), 65_536)  # nobody waits for it, so it is not kept
     with pytest.raises(RemoteProtocolError):
-        replies.receive_response(response("x", body=True))
+        replies.receive_response(response("x", body=True), 1)
+
+
+def test_promised_answers_have_a_bound_in_bytes() -> None:
+    """failures: a listener must not make the relay hold hundreds of MiB of promises."""
+    replies: Replies[str] = Replies()
+    replies.expect("a", "A")
+    for _ in range(16):
+        replies.receive_response(response("a", body=True), 65_536)
+    with pytest.raises(RemoteProtocolError):
+        replies.receive_response(response("a", body=True), 1)
+    assert replies.receive_body(b"x") == Answer("A", response("a", body=True), b"x")
+    assert replies.receive_body(b"y") is None
+    assert replies.receive_response(response("b", body=True), 65_536) is None
 
 
 def test_an_id_stands_for_one_request() -> None:
@@ -118,7 +131,7 @@ def test_every_body_reaches_its_own_request(life) -> None:
             answer = replies.receive_body(owner.encode())
             assert (answer.exchange if answer else None) == (owner if owner in waiting else None)
             waiting.discard(owner)
-        answer = replies.receive_response(response(id, body=has_body))
+        answer = replies.receive_response(response(id, body=has_body), 100)
         was_bodiless = not has_body
         if has_body:
             due.append(id)

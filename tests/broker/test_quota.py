@@ -176,6 +176,22 @@ def test_bytes_are_given_whole_or_not_at_all() -> None:
     assert budget.check_consistency() == []
 
 
+def test_some_leave_room_for_others() -> None:
+    """failures: what has another way must not take the room of what has none."""
+    budget = ByteBudget(100)
+    lease = budget.take(10, keep_free=50)
+    assert lease is not None
+    assert not lease.grow(41, keep_free=50)
+    assert lease.grow(40, keep_free=50)
+    assert budget.take(1, keep_free=50) is None
+    assert budget.take(50) is not None
+    assert budget.held == 100
+    lease.release()
+    assert not lease.grow(1)
+    assert budget.held == 50
+    assert budget.check_consistency() == []
+
+
 def test_a_wrong_book_of_bytes_is_noticed() -> None:
     """failures: the consistency check sees what it is there for."""
     budget = ByteBudget(10)
