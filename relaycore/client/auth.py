@@ -22,9 +22,9 @@ left is a redirect, which clients follow by copying headers without asking us ag
 
 - requests: a response hook takes the token out if the redirect leads elsewhere, whichever header it is in.
 - httpx: ``Authorization`` is left to the client, which keeps it for redirects within the relay's scheme, host and port:
-  a redirect to another hybrid connection of the same relay takes the token along. ``ServiceBusAuthorization`` is written
-  where only the transport looks, behind the fields that a redirect copies, so no redirected request has it, one to the
-  same relay neither.
+  a redirect to another hybrid connection of the same relay takes the token along. ``ServiceBusAuthorization`` is
+  written where only the transport looks, behind the fields that a redirect copies, so no redirected request has it, one
+  to the same relay neither.
 """
 
 from __future__ import annotations
