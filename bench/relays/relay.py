@@ -14,7 +14,7 @@ from pathlib import Path
 import trio
 
 from relaycore.config import load_config
-from relaycore.gateway.server import serve
+from relaycore.gateway.server import serve, tune_collector
 from relaycore.trace import configure_logging
 
 from .sampler import Sampler
@@ -48,6 +48,7 @@ async def main() -> None:
             server = await nursery.start(functools.partial(serve, config))
             for path in chosen.entity:
                 await server.store.create_entity(config.namespace.name, path)
+            tune_collector()  # as `relaycore serve` does
             rule = server.namespace.rules[0]
             announce(chosen.announce, {"port": server.addresses[0][1], "key_name": rule.name, "key": rule.primary_key})
             await wait_input_closed()

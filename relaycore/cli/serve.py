@@ -25,7 +25,7 @@ import trio
 from ..broker.model import ROOT_RULE_NAME
 from ..config import CONNECTION_STRING_VARIABLE, Config
 from ..errors import ConfigError
-from ..gateway.server import Server, serve
+from ..gateway.server import Server, serve, tune_collector
 from ..trace import configure_logging
 from ..wire.connection_string import format_connection_string
 from .app import called_as
@@ -116,6 +116,7 @@ async def _main(config: Config, announcement: _Announcement) -> ExitCode:
             server: Server = await nursery.start(
                 lambda task_status: serve(config, store=store, task_status=task_status)
             )
+            tune_collector()
             _warn_of_plain_text(server, config)
             _announce(server, config, announcement)
             stopping_since: float | None = None
