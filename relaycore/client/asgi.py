@@ -402,6 +402,8 @@ async def serve_asgi(  # noqa: ASYNC128 - the server tells the status
         raise ConfigError("is one of 'auto', 'on' and 'off'", key="lifespan")
     if max_concurrent < 1:  # before the application starts
         raise ConfigError("must be at least 1", key="max_concurrent")
+    if max_message_bytes < 1:
+        raise ConfigError("must be at least 1", key="max_message_bytes")
     if not grace_s >= 0:  # NaN is not, either
         raise ConfigError("must be 0 or more seconds", key="grace_s")
     # The connection string's own scheme: `tls=False` is for relays whose senders are encrypted by something in front.

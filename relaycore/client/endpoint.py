@@ -44,6 +44,12 @@ def resolve_endpoint(
     Raises:
       ConfigError: the connection string is wrong, no hybrid connection is named, or TLS is asked for in two ways.
     """
+    # What an unset variable of the environment gives, or two arguments in the wrong order; neither is shown: the other
+    # one may be the connection string.
+    if not isinstance(connection_string, str | ConnectionString):
+        raise ConfigError(f"expected a connection string, not {type(connection_string).__name__}")
+    if path is not None and not isinstance(path, str):
+        raise ConfigError(f"expected text, not {type(path).__name__}", key="path")
     if isinstance(connection_string, str):
         connection_string = parse_connection_string(connection_string)
     path = (path if path is not None else connection_string.entity_path or "").strip("/")

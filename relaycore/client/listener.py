@@ -660,6 +660,8 @@ async def open_listener(
         raise ConfigError("must be at least 1", key="backlog")
     if max_concurrent < 1:
         raise ConfigError("must be at least 1", key="max_concurrent")
+    if max_message_bytes < 1:
+        raise ConfigError("must be at least 1", key="max_message_bytes")
     if not flush_after >= 0:
         raise ConfigError("must be a number of seconds", key="flush_after")
     identity = ListenerId((listener_id or str(uuid.uuid4())).lower())

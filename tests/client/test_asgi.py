@@ -597,7 +597,10 @@ async def test_a_first_refusal_is_raised(relay: Relay):
     assert app.log == ["startup", "shutdown"]
 
 
-@pytest.mark.parametrize("options", [{"lifespan": "maybe"}, {"max_concurrent": 0}, {"root_path": "x"}, {"path": "/"}])
+@pytest.mark.parametrize(
+    "options",
+    [{"lifespan": "maybe"}, {"max_concurrent": 0}, {"max_message_bytes": 0}, {"root_path": "x"}, {"path": "/"}],
+)
 async def test_wrong_arguments_are_found_before_the_application_starts(relay: Relay, options):
     app = Living()
     with pytest.raises(ConfigError):

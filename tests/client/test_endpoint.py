@@ -25,6 +25,15 @@ def test_the_path_comes_from_the_string_or_the_argument():
         resolve_endpoint(PLAIN, None, **OPTIONS)
 
 
+@pytest.mark.parametrize(
+    ("given", "path"), [(None, "x"), (None, None), (print, None), (b"Endpoint=", None), (PLAIN, 5)]
+)
+def test_arguments_of_another_kind(given: object, path: object):
+    """An unset variable of the environment, two arguments in the wrong order: no `AttributeError` from inside."""
+    with pytest.raises(ConfigError, match=r"expected (a connection string|text), not (NoneType|builtin_f|bytes|int)"):
+        resolve_endpoint(given, path, **OPTIONS)
+
+
 def test_tls_is_the_default_and_has_to_be_declined_by_name():
     """failures: certificate check off by default. Plain ws takes an argument, or an emulator on a loopback host."""
     assert resolve_endpoint(PLAIN, "x", **OPTIONS).base_url.startswith("wss://")

@@ -153,7 +153,14 @@ async def test_the_listener_keeps_its_id(relay: FakeRelay):
 
 
 @pytest.mark.parametrize(
-    "options", [{"path": ""}, {"listener_id": "no guid"}, {"backlog": 0}, {"cafile": "/does/not/exist"}]
+    "options",
+    [
+        {"path": ""},
+        {"listener_id": "no guid"},
+        {"backlog": 0},
+        {"cafile": "/does/not/exist"},
+        {"max_message_bytes": 0},
+    ],
 )
 async def test_arguments_that_cannot_be_right(relay: FakeRelay, options: dict[str, object]):
     with pytest.raises(ConfigError):
