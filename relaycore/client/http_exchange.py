@@ -32,12 +32,12 @@ import trio
 from ..errors import ConnectionLost, LocalProtocolError, Refused, RelayError, RemoteProtocolError
 from ..net.errors import StreamLost
 from ..net.linger import cut
-from ..net.tasks import alone, bounded
+from ..net.tasks import alone, bounded, leaves
 from ..net.websocket import WebSocketLeg
 from ..vocab import BytesLike
 from ..wire.frames import Close, Text
 from ..wire.http1 import is_value
-from ..wire.limits import CLOSE_TIMEOUT, LISTENER_RENDEZVOUS_TIMEOUT, MAX_CONTROL_MESSAGE_BYTES
+from ..wire.limits import CLOSE_TIMEOUT, LISTENER_RENDEZVOUS_TIMEOUT
 from ..wire.messages import Request, parse_from_relay
 from ..wire.status import CloseCode, standard_phrase
 from .http_rendezvous import RequestRendezvous, dial_rendezvous
@@ -104,6 +104,14 @@ def is_elsewhere(message: Request) -> bool:
     return message.is_address_only or message.body is None
 
 
+def _only_one(failure: Exception | None) -> Exception | None:
+    """Return what a handler has raised, out of the groups that its nurseries may have put around it."""
+    if isinstance(failure, ExceptionGroup):
+        first, *others = leaves(failure)
+        return failure if others else first
+    return failure
+
+
 class Exchange:
     """One request and its response, whichever way they go; made by `open_exchange`.
 
@@ -154,7 +162,9 @@ class Exchange:
         if reason is not None and not is_value(reason):
             raise LocalProtocolError("the reason phrase may not stand in a status line", section="RFC 9112 4")
         phrase = standard_phrase(status) if reason is None else reason
-        self._responder = responder = HttpResponder(self, int(status), fold_headers(headers), phrase)
+        responder = HttpResponder(self, int(status), fold_headers(headers), phrase)
+        responder.check_head()
+        self._responder = responder
         if is_streaming:
             responder.start_timer(self.settings.flush_after_s)
         return responder
@@ -198,7 +208,7 @@ class Exchange:
             await self._rendezvous.leg.wait_send_might_not_block()
 
     async def deliver(self, text: str, body: bytes | None) -> None:
-        """Send a whole response, of at most 64 KiB, on the control channel if it can be and else by rendezvous.
+        """Send a whole response on the control channel if it can be and else by rendezvous; its body is at most 64 KiB.
 
         Cancelled once the control channel has taken it, it goes all the same.
 
@@ -210,7 +220,7 @@ class Exchange:
             # A relay that has got a handshake by now expects the response there, and nowhere else.
             await self._dial_has_ended.wait()
         channel = self._channel
-        if channel is not None and self._rendezvous is None and len(text.encode()) <= MAX_CONTROL_MESSAGE_BYTES:
+        if channel is not None and self._rendezvous is None:
             try:
                 if self._posted is None:
                     self._posted = channel.post(*messages)
@@ -280,7 +290,11 @@ class Exchange:
         else:
             self._rendezvous = RequestRendezvous(leg, brings_body=False, on_end=self._note_gone)
             self._nursery.start_soon(self._rendezvous.read)
-        has_ended.set()
+        finally:
+            # A cancelled exchange dials no more, but its handler may wait for this in a shield.
+            if self._rendezvous is None and self._has_no_rendezvous is None:
+                self._has_no_rendezvous = ConnectionLost("the listener is stopping")
+            has_ended.set()
 
     async def _dial(self) -> WebSocketLeg:
         settings = self.settings
@@ -311,13 +325,22 @@ class Exchange:
     async def answer(self, handler: RequestHandler) -> bool:
         """Let a handler answer, and answer in its place where it does not.
 
-        Returns: whether the handler's own response has left in full.
+        Returns: whether the handler's own response has left in full. Cancellation goes through; what else came with it
+          is logged.
         """
         failure: Exception | None = None
         try:
             await handler(HttpRequest(self, self.message))
         except Exception as error:
             failure = error
+        except BaseExceptionGroup as group:
+            failed, others = group.split(Exception)
+            if failed is not None:
+                _log.error(
+                    "! the request handler failed on %s while it was stopped", self.message.id[:64], exc_info=failed
+                )
+            assert others is not None
+            raise others from None
         return await self._settle(failure)
 
     async def _settle(self, failure: Exception | None) -> bool:
@@ -331,12 +354,14 @@ class Exchange:
         if self.is_disconnected:
             _log.debug("x the sender of %s is gone", shown)
             return False
-        if isinstance(failure, BodyTooLarge | RequestFailed):
-            _log.info("! %s: %s", shown, failure)
-            await self._refuse_if_possible(failure.http_status, f"{failure}. TrackingId:{shown}")
-        elif isinstance(failure, StreamLost) and self._has_no_rendezvous is not None:
-            _log.warning("! %s was not answered: %s", shown, failure)
-            await self._refuse_if_possible(502, f"The listener could not reach the rendezvous. TrackingId:{shown}")
+        cause = _only_one(failure)
+        if isinstance(cause, BodyTooLarge | RequestFailed):
+            _log.info("! %s: %s", shown, cause)
+            await self._refuse_if_possible(cause.http_status, f"{cause}. TrackingId:{shown}")
+        elif isinstance(cause, StreamLost) and self._has_no_rendezvous is not None:
+            _log.warning("! %s was not answered: %s", shown, cause)
+            if self._channel is not None:  # an address is good for one handshake, so no other way is left
+                await self._refuse_if_possible(502, f"The listener could not reach the rendezvous. TrackingId:{shown}")
         else:
             if failure is None:
                 failure = LocalProtocolError("the request handler returned without a complete response")

@@ -69,6 +69,10 @@ class RequestRendezvous:
             self._end(StreamLost(f"the request's connection is gone: {error}"))
             self._loss.__cause__ = error  # type: ignore[union-attr]
         finally:
+            # Cancelled: a handler may wait for its body in a shield.
+            if self._loss is None:
+                self._loss = StreamLost("the request's connection is not read any more")
+            self._changed.unpark_all()
             self.has_ended.set()
 
     def _note_close(self, close: Close) -> None:

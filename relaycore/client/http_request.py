@@ -143,7 +143,8 @@ class HttpRequest(trio.abc.ReceiveStream):
           reason: reason phrase in Latin-1; the usual one without it.
 
         Raises:
-          LocalProtocolError: a status, header or reason that may not be sent, or a second response.
+          LocalProtocolError: a status, header or reason that may not be sent, headers of more than 64 KiB in all, or a
+            second response.
         """
         return self._exchange.respond(status, headers, reason)
 

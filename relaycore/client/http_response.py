@@ -25,7 +25,7 @@ from ..errors import LocalProtocolError
 from ..net.errors import StreamLost
 from ..vocab import BytesLike
 from ..wire.http1 import is_token, is_value
-from ..wire.limits import MAX_CONTROL_BODY_BYTES
+from ..wire.limits import MAX_CONTROL_BODY_BYTES, MAX_CONTROL_MESSAGE_BYTES
 from ..wire.messages import Request, Response, encode_response
 from ..wire.status import standard_phrase
 
@@ -86,6 +86,17 @@ class HttpResponder(trio.abc.SendStream):
         self._failure: StreamLost | None = None
         self._timer = trio.CancelScope()
         self._is_given_up = False
+
+    def check_head(self) -> None:
+        """Measure what stands before the body.
+
+        Raises:
+          LocalProtocolError: no relay takes it.
+        """
+        if len(self._encode(has_body=False).encode()) > MAX_CONTROL_MESSAGE_BYTES:
+            raise LocalProtocolError(
+                f"the head of a response, written as JSON, has at most {MAX_CONTROL_MESSAGE_BYTES} bytes", section="9.7"
+            )
 
     async def send_all(self, data: BytesLike) -> None:
         """Send part of the body. Empty data sends nothing.

@@ -34,6 +34,7 @@ import trio
 from ..client.http import HttpRequest
 from ..client.invitation import Accept, IncomingConnection, Reject
 from ..client.listener import Listener
+from ..errors import LocalProtocolError
 from ..net.errors import StreamLost
 from ..net.tasks import alone
 from ..wire.http1 import LAST_CHUNK, ResponseHead, build_request, encode_chunk
@@ -209,7 +210,11 @@ class HttpForwarder:
 
     async def _pass_on(self, request: HttpRequest, connection: OriginConnection) -> int:
         head = await self._receive_head(connection)
-        async with request.respond(head.status, list(end_to_end(head.headers)), reason=head.reason) as responder:
+        try:
+            responder = request.respond(head.status, list(end_to_end(head.headers)), reason=head.reason)
+        except LocalProtocolError as error:  # the origin's doing, not ours
+            raise OriginError(f"The answer of {self._settings.origin} cannot be relayed: {error}") from error
+        async with responder:
             while data := await connection.receive_body():
                 await responder.send_all(data)
         return head.status

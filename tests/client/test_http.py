@@ -11,6 +11,7 @@ import logging
 import os
 import random
 import ssl
+import traceback
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from relaycore.errors import ConfigError, LocalProtocolError, RemoteProtocolErro
 from relaycore.net.websocket import WebSocketLeg
 from relaycore.testing.fake_relay import FakeChannel, FakeRelay, FakeResponse, open_fake_relay, receive_response
 from relaycore.wire.frames import Close
-from relaycore.wire.messages import Request, encode_request
+from relaycore.wire.messages import Request, Response, encode_request, encode_response
 
 SIZES = [0, 1, 65_535, 65_536, 65_537, 10 * 1_048_576]
 CONTROL_SIZES = [size for size in SIZES if size <= 65_536]
@@ -255,20 +256,27 @@ async def test_long_responses_get_a_connection_of_their_own(relay: FakeRelay, si
         assert side.channel.responses_waiting == 0
 
 
-async def test_a_head_that_is_too_long_for_the_control_channel(relay: FakeRelay):
-    """spec 6.2, 15: a text message of more than 65 536 bytes goes by rendezvous."""
-    cookies = [("Set-Cookie", f"c{n}={'x' * 1000}") for n in range(70)]
+@pytest.mark.parametrize("way", ["control", "rendezvous"])
+async def test_the_longest_head(relay: FakeRelay, way: str, caplog: pytest.LogCaptureFixture):
+    """spec 6.2, 9.7: a text message of 65 536 bytes is the longest; one byte more is the handler's mistake."""
 
-    async def bake(_: HttpRequest) -> HttpResponse:
-        return HttpResponse(200, cookies, b"short")
+    async def answer(request: HttpRequest) -> HttpResponse:
+        empty = Response(request.tracking_id, 200, "OK", {"X": ""}, False)
+        return HttpResponse(200, {"X": "x" * (int(request.suffix) - len(encode_response(empty)))})
 
-    async with serving(relay, bake) as side:
-        await side.ask()
-        leg = await side.take_up()
-        answer = await receive_response(leg)
-        assert len(answer.head.responseHeaders["Set-Cookie"]) == 70
-        assert answer.body == b"short"
-        await finish(leg)
+    async with serving(relay, answer) as side:
+        for size, status in ((65_536, 200), (65_537, 500)):
+            if way == "control":
+                answered = await side.answer("GET", f"/orders/{size}")
+            else:
+                _, leg = await side.hand_over(target=f"/orders/{size}")
+                answered = await receive_response(leg)
+                await finish(leg)
+            assert answered.head.statusCode == status
+        await side.all_done()
+        assert (side.listener.status.requests_served, side.listener.status.requests_failed) == (1, 1)
+    assert len(problems(caplog)) == 1
+    assert "at most 65536 bytes" in caplog.text
 
 
 @pytest.mark.parametrize("method", ["text", "nothing"])
@@ -631,6 +639,30 @@ async def test_a_body_that_is_too_long_to_read(relay: FakeRelay, way: str, caplo
             assert (await receive_response(leg)).head.statusCode == 413
             await finish(leg)
     assert not problems(caplog)
+
+
+async def test_a_body_that_is_too_long_to_read_in_a_nursery(relay: FakeRelay, caplog: pytest.LogCaptureFixture):
+    """RFC 9110 15.5.14: 413 as well: the group around it is none of the handler's doing."""
+
+    async def read(request: HttpRequest) -> None:
+        async with trio.open_nursery() as outer:
+            outer.start_soon(trio.sleep_forever)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.sleep_forever)
+                await request.read(10)
+
+    async with serving(relay, read) as side:
+        assert (await side.answer("POST", body=b"x" * 11)).head.statusCode == 413
+    assert not problems(caplog)
+
+
+async def test_two_failures_at_once_are_the_handler_s(relay: FakeRelay, caplog: pytest.LogCaptureFixture):
+    async def fail(_: HttpRequest) -> None:
+        raise ExceptionGroup("both", [RequestFailed("one"), RequestFailed("two")])
+
+    async with serving(relay, on_request=fail) as side:
+        assert (await side.answer()).head.statusCode == 500
+    assert len(problems(caplog)) == 1
 
 
 @pytest.mark.parametrize("code", [1000, None])
@@ -1127,6 +1159,31 @@ async def test_the_channel_is_lost_under_a_handler(relay: FakeRelay, is_known: b
     assert not problems(caplog)
 
 
+async def test_an_answer_with_no_way_left_is_one_line_in_the_log(relay: FakeRelay, caplog: pytest.LogCaptureFixture):
+    """The channel is lost, and the relay knows nothing of the address for the moment: nobody is left to be refused."""
+    inside, gate = trio.Event(), trio.Event()
+
+    async def wait(_: HttpRequest) -> bytes:
+        inside.set()
+        await gate.wait()
+        return b"too late"
+
+    async with serving(relay, wait) as side:
+        await side.ask()
+        await inside.wait()
+        events = side.listener.events()
+        await cut_off(side.channel.leg)
+        assert isinstance(await anext(events), relaycore.Offline)
+        gate.set()
+        while (request := await relay.next_request()).action != "request":
+            await request.refuse(503, "wait")
+        await request.refuse(503, "no")
+        await side.all_done()
+        assert side.listener.status.requests_failed == 1
+    assert caplog.text.count("was not answered") == 1
+    assert not problems(caplog)
+
+
 async def test_a_failure_that_cannot_be_told(relay: FakeRelay, caplog: pytest.LogCaptureFixture):
     """The channel is lost, and so is the rendezvous: that is a line in the log, and nothing more."""
     inside, gate = trio.Event(), trio.Event()
@@ -1519,6 +1576,84 @@ async def test_requests_that_do_not_end_get_503(autojump_clock: MockClock):
         await leg.close()
         await side.listener.wait_closed()
         assert sorted(stopped) == ["", "begun"]
+
+
+async def test_a_handler_that_fails_while_it_is_stopped(autojump_clock: MockClock, caplog: pytest.LogCaptureFixture):
+    """The cancellation and the failure come in one group: the sender gets 503 all the same, the log the traceback."""
+
+    inside = trio.Event()
+
+    async def fail() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise ValueError("in its cleanup")
+
+    async def wait(_: HttpRequest) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fail)
+            nursery.start_soon(trio.sleep_forever)
+            inside.set()
+
+    async with open_fake_relay() as relay, serving(relay, wait) as side, trio.open_nursery() as nursery:
+        asked = await side.ask()
+        await inside.wait()
+        nursery.start_soon(side.listener.aclose)
+        refused = await side.channel.response(asked)
+        assert (refused.head.statusCode, refused.body) == (503, b"The listener is closing")
+        await side.listener.wait_closed()
+        assert side.listener.status.requests_failed == 1
+    (record,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert "the request handler failed" in record.getMessage()
+    assert record.exc_info is not None
+    assert "in its cleanup" in "".join(traceback.format_exception(record.exc_info[1]))
+
+
+@pytest.mark.parametrize("way", ["control", "dialling", "reading"])
+async def test_a_handler_that_talks_in_a_shield_does_not_hold_up_a_cancellation(relay: FakeRelay, way: str):
+    """What it waits for is gone, and it is told so."""
+    inside = trio.Event()
+    outcomes: list[object] = []
+
+    async def answer(request: HttpRequest) -> None:
+        response = None if way == "reading" else request.respond(200)
+        try:
+            inside.set()
+            if way == "dialling":
+                assert response is not None
+                await response.flush()
+            await trio.sleep_forever()
+        finally:
+            with trio.move_on_after(20, shield=True) as scope:
+                try:
+                    if response is None:
+                        await request.read()
+                    else:
+                        await response.send_all(b"at last")
+                        await response.aclose()
+                except StreamLost as error:
+                    outcomes.append(error)
+            assert not scope.cancelled_caught
+
+    async with trio.open_nursery() as nursery:
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as listening:
+                listening.start_soon(partial(relaycore.serve_http, relay.connection_string(), answer, flush_after=3600))
+                channel = FakeChannel(await (await relay.next_request("listen")).accept())
+                nursery.start_soon(channel.run)
+                if way == "reading":
+                    asked = relay.request("POST", has_body=True)
+                    await channel.ask(relay.address_only(asked))
+                    await relay.hand_over(asked)
+                else:
+                    await channel.ask(relay.request())
+                if way == "dialling":
+                    await relay.next_request("request")
+                await inside.wait()
+                await wait_all_tasks_blocked()
+                scope.cancel()
+        nursery.cancel_scope.cancel()
+    assert len(outcomes) == 1
 
 
 async def test_cancelling_serve_http_cuts_what_is_under_way(relay: FakeRelay):

@@ -301,6 +301,18 @@ async def test_an_origin_that_dies_before_its_answer(answer: bytes, body: bytes 
         assert len(world.origin.seen) == 1
 
 
+async def test_an_answer_whose_head_no_relay_takes():
+    """spec 9.7: JSON has quotation marks escaped, so that a head of 40 000 bytes becomes one of more than 65 536."""
+
+    async def script(visitor: Visitor, seen: Seen) -> None:
+        await visitor.send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nETag: " + b'"' * 40_000 + b"\r\n\r\n")
+
+    async with open_world(script) as world:
+        found = await world.ask()
+        assert found.status == 502
+        assert b"cannot be relayed: the head of a response" in found.body
+
+
 @pytest.mark.parametrize("is_rude", [False, True])
 @pytest.mark.parametrize(
     "head",
