@@ -811,7 +811,7 @@ async def test_answers_on_both_ways_at_once_are_one_answer(relay) -> None:
 
 
 async def test_an_invitation_stands_before_an_early_answer(relay) -> None:
-    """spec 9.1/expect, spec 9.6/both-ways: a 100 in the middle of an answer would break it."""
+    """spec 9.1/expect, spec 9.6/pumps-both: a 100 in the middle of an answer would break it."""
     control = await relay.listen("open")
     sender = await relay.connect()
     await sender.send(http_head("POST", "/open", {"Content-Length": "100000", "Expect": "100-continue"}))
@@ -851,7 +851,7 @@ async def test_who_stops_in_its_body_is_at_fault(start_relay) -> None:
 
 
 async def test_a_head_that_begins_behind_a_request_has_to_come_quickly(start_relay) -> None:
-    """failures/heads: a slow head gains nothing by its beginning having come early."""
+    """failures/header-count: a slow head gains nothing by its beginning having come early."""
     relay = await start_relay(timeouts=TimeoutsConfig(head=0.3, keep_alive=30))
     control = await relay.listen("open")
     sender, asked = await asked_here(relay, control)
