@@ -17,7 +17,7 @@ from ..broker.exchange import Answer
 from ..broker.quota import ByteLease
 from ..errors import GatewayTimeout, Refused, ServerBusy
 from ..vocab import RefusalReason, TrackingId
-from .waiter import HandOver, Lost, Refusal, Waiter
+from .waiter import HandOver, Waiter
 
 if TYPE_CHECKING:
     from .state import Gateway
@@ -110,9 +110,7 @@ class Exchange(Waiter[Answer["Exchange"]]):
             self._wake()
 
     def _wake(self) -> None:
-        if self._sleeper is not None:
-            trio.lowlevel.reschedule(self._sleeper)
-            self._sleeper = None
+        self.end_sleep()
         if self._scope is not None:
             self._scope.cancel()
 
@@ -153,10 +151,6 @@ class Exchange(Waiter[Answer["Exchange"]]):
         """``scope`` is over."""
         if self._scope is scope:
             self._scope = None
-
-    def take(self) -> HandOver | Refusal | Refused | Lost | Answer[Exchange] | None:
-        """The outcome, if there is one; a rendezvous connection belongs to the caller then."""
-        return self._take()
 
     def release(self) -> None:
         """The answer's body is needed no more."""

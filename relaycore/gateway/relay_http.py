@@ -24,13 +24,13 @@ from __future__ import annotations
 import trio
 
 from ..broker.exchange import Answer, Replies, Way, control_body_room
-from ..broker.model import HybridConnection, endpoint_not_found
+from ..broker.model import HybridConnection
 from ..broker.quota import ByteLease
 from ..broker.registry import ListenerEntry, parse_listener_filter
 from ..errors import NoListener, Refused, RemoteProtocolError
 from ..net.linger import close_gently, reset
 from ..trace import REQUEST_ANSWERED, REQUEST_FAILED, REQUEST_SENT
-from ..vocab import Action, RefusalReason, Right
+from ..vocab import Action, RefusalReason
 from ..wire import limits
 from ..wire.address import HttpTarget, build_rendezvous, parse_http_target, request_target
 from ..wire.handshake import request_headers
@@ -57,33 +57,24 @@ async def serve_request(gateway: Gateway, sender: HttpPeer, head: RequestHead) -
       trio.BrokenResourceError: the sender has gone.
     """
     target = parse_http_target(head.target)
-    namespace = gateway.namespace_for(head)
-    found = namespace.find_entity(target.path)
-    if found is None:
-        raise endpoint_not_found(target.path)
-    entity, _ = found
-    if not entity.http:
-        raise http_disabled(entity.path)
-    _, credential = gateway.authorize(
-        namespace,
-        entity,
-        target.path,
-        Right.SEND,
-        head.headers,
-        target.token,
-        may_use_authorization=entity.requires_client_authorization,
+    namespace, entity, _, source = gateway.admit_sender(
+        head, target.path, target.token, refuse_switched_off=_refuse_switched_off
     )
     sender.is_let_in = True
     with gateway.connections.acquire(namespace.name):
         exchange = Exchange(gateway, namespace.name, entity.path, gateway.request_id(target.id))
         gateway.exchanges.add(exchange)
         try:
-            source = credential.source if credential is not None else None
             return await _Request(gateway, sender, head, target, entity, exchange, source).serve()
         finally:
             gateway.exchanges.discard(exchange)
             gateway.request_ids.give_back(exchange.tracking_id, is_answered=not exchange.is_owed)
             exchange.release()
+
+
+def _refuse_switched_off(entity: HybridConnection) -> None:
+    if not entity.http:
+        raise http_disabled(entity.path)
 
 
 class _Request:

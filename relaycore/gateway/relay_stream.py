@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import trio
 
 from ..broker.auth import Grant
-from ..broker.model import HybridConnection, endpoint_not_found
+from ..broker.model import HybridConnection
 from ..broker.registry import ListenerEntry, parse_listener_filter
 from ..broker.rendezvous import GONE_TEXT, not_accepted
 from ..errors import NoListener, Refused, Rejected, RendezvousGone, ServerBusy
@@ -32,7 +32,7 @@ from ..trace import (
     SESSION_CLOSED,
     SESSION_JOINED,
 )
-from ..vocab import Action, CloseBy, LegKind, RefusalReason, Right, TrackingId
+from ..vocab import Action, CloseBy, LegKind, RefusalReason, TrackingId
 from ..wire import limits
 from ..wire.address import Address, build_rendezvous
 from ..wire.handshake import UpgradeRequest, build_101, check_upgrade, connect_headers
@@ -225,6 +225,11 @@ def websocket_disabled(path: str) -> Refused:
     )
 
 
+def _refuse_switched_off(entity: HybridConnection) -> None:
+    if not entity.websocket:
+        raise websocket_disabled(entity.path)
+
+
 async def serve_sender(gateway: Gateway, peer: Peer, head: RequestHead, address: Address, trailing: bytes) -> None:
     """Take a WebSocket sender: check it, find it a listener, answer 101, and run the session to its end.
 
@@ -232,27 +237,12 @@ async def serve_sender(gateway: Gateway, peer: Peer, head: RequestHead, address:
       Refused, RemoteProtocolError: before the 101 only; the caller answers.
     """
     upgrade = check_upgrade(head)
-    namespace = gateway.namespace_for(head)
-    found = namespace.find_entity(address.path)
-    if found is None:
-        raise endpoint_not_found(address.path)
-    entity, _ = found
-    if not entity.websocket:
-        raise websocket_disabled(entity.path)
-    grant, credential = gateway.authorize(
-        namespace,
-        entity,
-        address.path,
-        Right.SEND,
-        head.headers,
-        address.token,
-        may_use_authorization=entity.requires_client_authorization,
+    namespace, entity, grant, source = gateway.admit_sender(
+        head, address.path, address.token, refuse_switched_off=_refuse_switched_off
     )
     with gateway.connections.acquire(namespace.name):
         tracking_id = gateway.tracking_id(address.id)
-        headers = connect_headers(
-            head.headers, credential_header=credential.source if credential is not None else None, via_host=head.host
-        )
+        headers = connect_headers(head.headers, credential_header=source, via_host=head.host)
         sender = _Sender(gateway, peer, head, address, namespace.name, entity, tracking_id, headers, trailing)
         result = await sender.find_listener()
         if result is None:

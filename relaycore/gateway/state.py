@@ -16,7 +16,7 @@ import trio
 
 from ..broker.auth import Authorizer, Credential, Grant, find_credential
 from ..broker.exchange import RequestIds
-from ..broker.model import HybridConnection, Namespace, host_name
+from ..broker.model import HybridConnection, Namespace, endpoint_not_found, host_name
 from ..broker.quota import ByteBudget, ConnectionQuota, SourceLimiter, source_key
 from ..broker.registry import Registry
 from ..broker.rendezvous import RendezvousTable
@@ -202,6 +202,43 @@ class Gateway:
             allowance_s=self.config.timeouts.token_allowance,
         )
         return grant, credential
+
+    def admit_sender(
+        self,
+        head: RequestHead,
+        path: str,
+        token: str | None,
+        *,
+        refuse_switched_off: Callable[[HybridConnection], None],
+    ) -> tuple[Namespace, HybridConnection, Grant, str | None]:
+        """Find the hybrid connection that a sender means, and check that it may send there.
+
+        Args:
+          path, token: decoded path, and token of the query, if any.
+          refuse_switched_off: raises where the hybrid connection takes no sender of this kind.
+
+        Returns: where it goes, by which rule, and the header that held its credential, if one did.
+
+        Raises:
+          EndpointNotFound: no such namespace or hybrid connection.
+          AuthorizationFailed: as `authorize`.
+        """
+        namespace = self.namespace_for(head)
+        found = namespace.find_entity(path)
+        if found is None:
+            raise endpoint_not_found(path)
+        entity, _ = found
+        refuse_switched_off(entity)
+        grant, credential = self.authorize(
+            namespace,
+            entity,
+            path,
+            Right.SEND,
+            head.headers,
+            token,
+            may_use_authorization=entity.requires_client_authorization,
+        )
+        return namespace, entity, grant, credential.source if credential is not None else None
 
     def public_url(self, head: RequestHead, peer: Peer) -> str:
         """Scheme, host and port by which this client reached us: the base of rendezvous addresses for it (7.1)."""

@@ -98,7 +98,7 @@ class Waiter(abc.ABC, Generic[_Answer]):
         self._wake()
         return True
 
-    def _take(self) -> HandOver | Refusal | Refused | Lost | _Answer | None:
+    def take(self) -> HandOver | Refusal | Refused | Lost | _Answer | None:
         """The outcome, if there is one; a rendezvous connection belongs to the caller then."""
         self._is_taken = self._outcome is not None
         return self._outcome
@@ -117,7 +117,7 @@ class StreamWaiter(Waiter[None]):
     async def wait(self) -> HandOver | Refusal | Refused | Lost:
         """Wait for the outcome and take it."""
         await self._changed.wait()
-        outcome = self._take()
+        outcome = self.take()
         assert outcome is not None
         return outcome
 
