@@ -29,7 +29,7 @@ from ..errors import ConfigError
 from ..trace import LogWriter, redact
 from .exits import ExitCode
 from .online import STATUS_LINES, public_url, report
-from .options import connection_options, need_connection_string, run, trust, verbose_option
+from .options import listener_options, need_connection_string, run, trust
 from .send import find_token
 
 if TYPE_CHECKING:
@@ -90,11 +90,7 @@ _SAME_SIGNAL_S: Final = 0.5
     show_default=True,
     help="Bound on one message of a WebSocket.",
 )
-@click.option("--keep-trying", is_flag=True, help="Wait for a relay that is not there, or does not know PATH.")
-@click.option("--quiet", "-q", is_flag=True, help="No status lines on standard error.")
-@click.option("--token-file", metavar="FILE", help="Use the token in FILE; it is never renewed.")
-@connection_options
-@verbose_option
+@listener_options
 def command(
     app: str,
     path: str | None,

@@ -23,7 +23,7 @@ from ..errors import ConfigError
 from ..trace import LogWriter, redact
 from .exits import ExitCode
 from .online import STATUS_LINES, public_url, report_events
-from .options import connection_options, need_connection_string, run, trust, verbose_option
+from .options import listener_options, need_connection_string, run, trust
 from .send import find_token
 
 __all__ = ["command"]
@@ -76,11 +76,7 @@ def _host(ctx: click.Context, parameter: click.Parameter, value: str | None) -> 
     show_default=True,
     help="Requests at one time; further ones get 503.",
 )
-@click.option("--keep-trying", is_flag=True, help="Wait for a relay that is not there, or does not know PATH.")
-@click.option("--quiet", "-q", is_flag=True, help="No status lines on standard error.")
-@click.option("--token-file", metavar="FILE", help="Use the token in FILE; it is never renewed.")
-@connection_options
-@verbose_option
+@listener_options
 def command(
     origin: Origin,
     path: str | None,

@@ -31,12 +31,11 @@ from .online import STATUS_LINES, describe, report_events
 from .options import (
     Form,
     check_stdin_is_free,
-    connection_options,
     form_options,
+    listener_options,
     need_connection_string,
     run,
     trust,
-    verbose_option,
 )
 from .send import find_token
 from .stdio import StandardInput, StandardOutput
@@ -67,13 +66,7 @@ class _Job:
     "--exec", "words", metavar="'COMMAND ARG...'", help="Run a command per connection, joined to its input and output."
 )
 @form_options
-@click.option(
-    "--keep-trying", is_flag=True, help="Wait for a relay that is not there, or does not know PATH, at the start too."
-)
-@click.option("--quiet", "-q", is_flag=True, help="No status lines on standard error.")
-@click.option("--token-file", metavar="FILE", help="Use the token in FILE; it is never renewed.")
-@connection_options
-@verbose_option
+@listener_options
 def command(
     path: str | None,
     mode: str,

@@ -31,6 +31,7 @@ __all__ = [
     "connection_options",
     "find_connection_string",
     "form_options",
+    "listener_options",
     "load_settings",
     "need_connection_string",
     "read_secret",
@@ -229,6 +230,20 @@ def verbose_option(function: Callable[..., R]) -> Callable[..., R]:
             writer.close()
 
     return click.option("--verbose", "-v", count=True, help="Log to standard error; twice: everything.")(with_log)
+
+
+def listener_options(function: Callable[..., R]) -> Callable[..., R]:
+    """Add what every command with a listener takes: patience, silence, a token, the connection, and the log."""
+    function = connection_options(verbose_option(function))
+    function = click.option("--token-file", metavar="FILE", help="Use the token in FILE; it is never renewed.")(
+        function
+    )
+    function = click.option("--quiet", "-q", is_flag=True, help="No status lines on standard error.")(function)
+    return click.option(
+        "--keep-trying",
+        is_flag=True,
+        help="Wait for a relay that is not there, or does not know PATH, at the start too.",
+    )(function)
 
 
 def run(main: Callable[P, Awaitable[R]], *args: P.args, **kwargs: P.kwargs) -> R:
