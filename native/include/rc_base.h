@@ -56,6 +56,17 @@ static inline uint16_t rc_close_code(int result) {
 #define RC_CHECK(condition) ((void)0)
 #endif
 
+/* Adds to a counter that one thread writes and any thread may read, without a lock: readers see each of its values whole,
+ * and no order between two counters. */
+static inline void rc_count(uint64_t *counter, uint64_t more) {
+    __atomic_store_n(counter, __atomic_load_n(counter, __ATOMIC_RELAXED) + more, __ATOMIC_RELAXED);
+}
+
+/* Reads such a counter, in any thread. */
+static inline uint64_t rc_counted(const uint64_t *counter) {
+    return __atomic_load_n(counter, __ATOMIC_RELAXED);
+}
+
 /* Prints one line to stderr and aborts. */
 _Noreturn void rc_assert_failed(const char *condition, const char *file, int line);
 

@@ -6,7 +6,8 @@
  *
  * A direction is named by where it leads: RC_TO_LISTENER has the sender's leg as its source and the listener's leg as its
  * destination, RC_TO_SENDER the reverse. All calls name a direction, and all output of that direction goes to its
- * destination, in the order of the calls. Calls for one session must not run at the same time.
+ * destination, in the order of the calls. Calls for one session must not run at the same time, but for
+ * rc_session_counters().
  *
  * Nothing is allocated, nothing is kept that points outside the struct, and one call does work proportional to its input.
  */
@@ -32,7 +33,7 @@ enum {
     RC_FRAME_MAX = 65536,       /* wire contract 8.2: no larger frame leaves towards a WebSocket peer */
     RC_CLOSE_REASON_MAX = 123,  /* RC_CONTROL_MAX less the code */
     RC_SESSION_SEED_BYTES = 16, /* see rc_session_init() */
-    RC_PONGS_BYTES = 252,       /* two Pings of the largest size, or 25 of nine bytes (the Autobahn suite sends ten) */
+    RC_PONGS_BYTES = 128,       /* one Ping of the largest size, or 12 of nine bytes (the Autobahn suite sends ten) */
     RC_SESSION_ROOM_MIN = 160   /* least room for rc_session_translate_from(): a pong, a header and a byte fit */
 };
 
@@ -56,6 +57,7 @@ struct rc_step {
     uint32_t events;   /* RC_STEP_* */
 };
 
+/* Written by rc_count(): read them with rc_session_counters() while another thread may be inside a call. */
 struct rc_direction_counters {
     uint64_t bytes_in;        /* from the source, all of it */
     uint64_t bytes_out;       /* to the destination, all of it */
@@ -80,7 +82,8 @@ struct rc_direction {
     /* The frame that is being written to the destination; 0 bytes left is a frame boundary. */
     uint32_t out_left;
 
-    uint16_t close_code; /* of the Close that went to the destination; 0: none, or one without a code */
+    /* Of the Close that went to the destination; 0: none, or one without a code. Read as the counters are. */
+    uint16_t close_code;
 
     /* Payload of the Ping or Close of the source that is being read; one place does for both. */
     uint8_t control_bytes;
@@ -146,5 +149,10 @@ int rc_session_close(struct rc_session *session, uint16_t code, const uint8_t *r
 
 /* Both sources have finished and both destinations have been told. False for ever after an abort or a protocol error. */
 bool rc_session_is_finished(const struct rc_session *session);
+
+/* A snapshot of a direction's counters and its `close_code`, at any time and in any thread: each number is whole, but they
+ * need not be of the same instant. All zero for an unknown direction. */
+void rc_session_counters(const struct rc_session *session, unsigned direction, struct rc_direction_counters *counters,
+                         uint16_t *close_code);
 
 #endif

@@ -29,9 +29,9 @@
  *   - Pongs or a Close of our own: up to 131 each.
  *
  * Head-room of RC_HEADROOM takes the first, one of the second and one of the last together (14 + 14 + 131 < 192). Only the
- * third, and several Pongs at once, can use up any head-room; then the call stops with RC_STEP_MORE, the output is sent, and the next call begins at the bottom of
- * the slab with all the room that consumed input has left. That room grows by each such round, so a full 64 KiB of empty
- * frames takes about a dozen rounds and not thousands.
+ * third, and several Pongs at once, can use up any head-room; then the call stops with RC_STEP_MORE, the output is sent,
+ * and the next call begins at the bottom of the slab with all the room that consumed input has left. That room grows by
+ * each such round, so a full 64 KiB of empty frames takes about a dozen rounds and not thousands.
  *
  * 3. Where the first output of a call is put
  *
@@ -156,7 +156,7 @@ static bool put_control(struct rc_session *session, struct rc_direction *directi
     c->out += header_bytes;
     rc_mask(c->out, payload, length, key);
     c->out += length;
-    direction->counters.frames_out++;
+    rc_count(&direction->counters.frames_out, 1);
     return true;
 }
 
@@ -218,7 +218,8 @@ static bool put_owed(struct rc_session *session, struct rc_direction *direction,
     }
     if (is_ws(direction->destination) && !put_control(session, direction, c, RC_OP_CLOSE, payload, length))
         return false;
-    direction->close_code = (uint16_t)(length >= 2 ? payload[0] << 8 | payload[1] : 0);
+    uint16_t code = (uint16_t)(length >= 2 ? payload[0] << 8 | payload[1] : 0);
+    __atomic_store_n(&direction->close_code, code, __ATOMIC_RELAXED);
     finish_output(direction, c);
     return true;
 }
@@ -259,7 +260,7 @@ static void fail(struct rc_session *session, struct rc_direction *direction, str
 
 /* Opens the frame whose header has been read. */
 static void open_frame(struct rc_session *session, struct rc_direction *direction, const struct rc_frame *frame) {
-    direction->counters.frames_in++;
+    rc_count(&direction->counters.frames_in, 1);
     direction->frame_is_open = true;
     direction->in_left = frame->payload_bytes;
     direction->in_key = rc_mask_load(frame->key);
@@ -353,7 +354,7 @@ static bool forward_data(struct rc_session *session, struct rc_direction *direct
         direction->out_left = (uint32_t)piece;
         direction->opcode = RC_OP_CONTINUATION;
         direction->header_is_due = false;
-        direction->counters.frames_out++;
+        rc_count(&direction->counters.frames_out, 1);
     }
 
     size_t count = piece < here ? piece : here;
@@ -365,7 +366,7 @@ static bool forward_data(struct rc_session *session, struct rc_direction *direct
     rc_mask(c->out, c->in, count, direction->in_key ^ direction->out_key);
     c->out += count;
     take(direction, c, count);
-    direction->counters.payload_bytes += count;
+    rc_count(&direction->counters.payload_bytes, count);
     if (is_ws(direction->destination)) {
         direction->out_key = rc_mask_rotate(direction->out_key, count);
         direction->out_left -= (uint32_t)count;
@@ -379,7 +380,7 @@ static void drop_payload(struct rc_direction *direction, struct cursor *c) {
     size_t here = (size_t)(c->end - c->in);
     size_t count = direction->in_left < here ? (size_t)direction->in_left : here;
 
-    direction->counters.discarded_bytes += count;
+    rc_count(&direction->counters.discarded_bytes, count);
     take(direction, c, count);
     direction->frame_is_open = direction->in_left > 0;
 }
@@ -391,7 +392,7 @@ static void run(struct rc_session *session, struct rc_direction *direction, stru
 
     for (;;) {
         if (session->is_aborted || session->failure != 0 || direction->source_finished) {
-            direction->counters.discarded_bytes += (uint64_t)(c->end - c->in);
+            rc_count(&direction->counters.discarded_bytes, (uint64_t)(c->end - c->in));
             c->in = c->end;
             direction->frame_is_open = false;
         }
@@ -436,8 +437,8 @@ static void step_from(struct rc_direction *direction, const struct cursor *c, co
     }
     step->consumed = (size_t)(c->in - in);
     step->events = c->events;
-    direction->counters.bytes_in += step->consumed;
-    direction->counters.bytes_out += step->out_bytes;
+    rc_count(&direction->counters.bytes_in, step->consumed);
+    rc_count(&direction->counters.bytes_out, step->out_bytes);
 }
 
 int rc_session_init(struct rc_session *session, unsigned sender, unsigned listener,
@@ -527,4 +528,21 @@ bool rc_session_is_finished(const struct rc_session *session) {
 
     return session->failure == 0 && !session->is_aborted && a->source_finished && a->output_finished &&
            b->source_finished && b->output_finished;
+}
+
+void rc_session_counters(const struct rc_session *session, unsigned direction, struct rc_direction_counters *counters,
+                         uint16_t *close_code) {
+    memset(counters, 0, sizeof *counters);
+    *close_code = 0;
+    if (direction > RC_TO_SENDER)
+        return;
+    const struct rc_direction *d = &session->directions[direction];
+
+    counters->bytes_in = rc_counted(&d->counters.bytes_in);
+    counters->bytes_out = rc_counted(&d->counters.bytes_out);
+    counters->payload_bytes = rc_counted(&d->counters.payload_bytes);
+    counters->discarded_bytes = rc_counted(&d->counters.discarded_bytes);
+    counters->frames_in = rc_counted(&d->counters.frames_in);
+    counters->frames_out = rc_counted(&d->counters.frames_out);
+    *close_code = __atomic_load_n(&d->close_code, __ATOMIC_RELAXED);
 }

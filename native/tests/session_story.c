@@ -327,8 +327,10 @@ static void check_story(struct story *story) {
     memset(in, 0, sizeof in);
     memset(out, 0, sizeof out);
     for (unsigned d = 0; d < 2; d++) {
-        const struct rc_direction_counters *counters = &session->directions[d].counters;
+        struct rc_direction_counters counters;
+        uint16_t close_code;
 
+        rc_session_counters(session, d, &counters, &close_code);
         if (story->kinds[d] == RC_LEG_RAW)
             read_raw(&in[d], &story->in[d]);
         else
@@ -337,10 +339,12 @@ static void check_story(struct story *story) {
             read_raw(&out[d], &story->out[d]);
         else
             read_ws(&out[d], &story->out[d], story->kinds[1 - d] == RC_LEG_WS_CLIENT);
-        CHECK_INT(counters->bytes_in, story->in[d].length);
-        CHECK_INT(counters->bytes_out, story->out[d].length);
-        CHECK_INT(counters->payload_bytes, out[d].data.length);
-        CHECK(counters->discarded_bytes <= counters->bytes_in);
+        CHECK_INT(counters.bytes_in, story->in[d].length);
+        CHECK_INT(counters.bytes_out, story->out[d].length);
+        CHECK_INT(counters.payload_bytes, out[d].data.length);
+        CHECK(counters.discarded_bytes <= counters.bytes_in);
+        if (story->kinds[1 - d] != RC_LEG_RAW)
+            CHECK_INT(close_code, out[d].close.length >= 2 ? out[d].close.data[0] << 8 | out[d].close.data[1] : 0);
     }
     for (unsigned d = 0; d < 2; d++) {
         check_direction(story, d, &in[d], &out[d]);

@@ -60,7 +60,7 @@ class StepPointer(CData, Protocol):
     consumed: int
     events: int
 
-class _Counters(Protocol):
+class CountersPointer(CData, Protocol):
     bytes_in: int
     bytes_out: int
     payload_bytes: int
@@ -68,17 +68,10 @@ class _Counters(Protocol):
     frames_in: int
     frames_out: int
 
-class _Direction(Protocol):
-    close_code: int
-    source_finished: bool
-    output_finished: bool
-    counters: _Counters
-
-class _Directions(Protocol):
-    def __getitem__(self, index: int) -> _Direction: ...
+class CodePointer(CData, Protocol):
+    def __getitem__(self, index: int) -> int: ...
 
 class SessionPointer(CData, Protocol):
-    directions: _Directions
     failure: int
 
 class _FFI:
@@ -92,7 +85,11 @@ class _FFI:
     @overload
     def new(self, ctype: Literal["struct rc_session *"]) -> SessionPointer: ...
     @overload
+    def new(self, ctype: Literal["struct rc_direction_counters *"]) -> CountersPointer: ...
+    @overload
     def new(self, ctype: Literal["struct rc_step *"]) -> StepPointer: ...
+    @overload
+    def new(self, ctype: Literal["uint16_t *"]) -> CodePointer: ...
     @overload
     def new(self, ctype: Literal["size_t *"]) -> SizePointer: ...
     @overload
@@ -190,6 +187,9 @@ class _Lib:
     def rc_session_owes_control(self, session: SessionPointer, direction: int) -> bool: ...
     def rc_session_close(self, session: SessionPointer, code: int, reason: bytes, length: int) -> int: ...
     def rc_session_is_finished(self, session: SessionPointer) -> bool: ...
+    def rc_session_counters(
+        self, session: SessionPointer, direction: int, counters: CountersPointer, close_code: CodePointer
+    ) -> None: ...
 
 ffi: Final[_FFI]
 lib: Final[_Lib]

@@ -94,7 +94,8 @@ class Session:
     """Two directions between two legs, by the rules of the wire contract's section 8. No I/O and no waiting.
 
     A direction's *source* is the leg its bytes come from, its *destination* the one they go to: ``TO_LISTENER`` reads
-    the sender's leg. Calls are for one thread at a time; each crosses into C once, and nothing is allocated there.
+    the sender's leg. Calls are for one thread at a time, but for :meth:`statistics`; each crosses into C once, and
+    nothing is allocated there.
 
     Args:
       sender: what we are on the sender's leg.
@@ -212,11 +213,13 @@ class Session:
         return FramingError(failure, []) if failure else None
 
     def statistics(self) -> SessionStatistics:
+        """A snapshot, at any time and in any thread, also while another one moves the bytes."""
         return SessionStatistics(self._direction_statistics(_TO_LISTENER), self._direction_statistics(_TO_SENDER))
 
     def _direction_statistics(self, index: int) -> DirectionStatistics:
-        direction = self._session.directions[index]
-        counters = direction.counters
+        counters = ffi.new("struct rc_direction_counters *")
+        close_code = ffi.new("uint16_t *")
+        lib.rc_session_counters(self._session, index, counters, close_code)
         return DirectionStatistics(
             bytes_in=counters.bytes_in,
             bytes_out=counters.bytes_out,
@@ -224,7 +227,7 @@ class Session:
             bytes_discarded=counters.discarded_bytes,
             frames_in=counters.frames_in,
             frames_out=counters.frames_out,
-            close_code=direction.close_code or None,
+            close_code=close_code[0] or None,
         )
 
     def _outcome(self, function: str, result: int, buffer: Buffer) -> Step:
