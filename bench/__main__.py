@@ -1,4 +1,5 @@
-"""``python -m bench``: run the suite; ``connections``: hold idle ones; ``profile``: look inside. See README.md."""
+"""``python -m bench``: run the suite; ``connections``: hold idle ones; ``profile``: look inside; ``fetch``: build other
+people's programs. See README.md."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ from .processes import BenchError, raise_open_files_limit
 from .profile import profile
 from .report import digest, document, facts_table, noise_line, summarise, workload_table
 from .suite import FULL, QUICK, Run, run_suite
+from .toolchain import fetch_all
 from .topologies import TOPOLOGIES, Topology
 from .workload import Workload
 
@@ -33,13 +35,15 @@ def say(text: str) -> None:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("what", nargs="?", choices=("suite", "connections", "profile", "list"), default="suite")
+    what = ("suite", "connections", "profile", "list", "fetch")
+    parser.add_argument("what", nargs="?", choices=what, default="suite")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="programs to fetch (default: all)")
     parser.add_argument(
         "--quick", action="store_true", help="one short round: shows that everything runs, not how fast"
     )
     parser.add_argument("--rounds", type=int, help=f"rounds of the suite (default {FULL.rounds})")
     parser.add_argument("--seconds", type=float, help=f"measured time of each run (default {FULL.measured_s})")
-    parser.add_argument("--topologies", help="names with commas between (default: all that are marked so)")
+    parser.add_argument("--topologies", help="names with commas between, or all (default: those marked so)")
     parser.add_argument("--workloads", help="names with commas between (default: all)")
     parser.add_argument("--count", type=int, default=2_000, help="connections to hold of each kind (default 2000)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything there")
@@ -48,7 +52,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _chosen_topologies(names: str | None) -> tuple[list[Topology], list[str]]:
     """Those that can be had, and a line for each that was left out."""
-    wanted = names.split(",") if names else [each.name for each in TOPOLOGIES.values() if each.by_default]
+    if names == "all":
+        wanted = list(TOPOLOGIES)
+    elif names:
+        wanted = names.split(",")
+    else:
+        wanted = [each.name for each in TOPOLOGIES.values() if each.by_default]
     found, skipped = [], []
     for name in wanted:
         if name not in TOPOLOGIES:
@@ -131,6 +140,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _list()
         return 0
     try:
+        if options.what == "fetch":
+            return 0 if fetch_all(options.names, say) else 1
+        if options.names:
+            raise BenchError(f"{options.what} takes no names: {', '.join(options.names)}")
         separate()
         raise_open_files_limit(20_000)
         build()
