@@ -40,6 +40,18 @@ uint8_t *rc_guarded_at_start(struct rc_guarded *area, const void *bytes, size_t 
     return area->pages;
 }
 
+void bytes_append(struct bytes *bytes, const void *data, size_t length) {
+    if (length == 0)
+        return;
+    if (bytes->room - bytes->length < length) {
+        bytes->room = (bytes->length + length) * 2 + 64;
+        bytes->data = realloc(bytes->data, bytes->room);
+        CHECK(bytes->data != NULL);
+    }
+    memcpy(bytes->data + bytes->length, data, length);
+    bytes->length += length;
+}
+
 uint64_t rc_test_random(uint64_t *state) {
     *state ^= *state >> 12;
     *state ^= *state << 25;

@@ -47,6 +47,14 @@ void rc_guarded_free(struct rc_guarded *area);
 uint8_t *rc_guarded_at_end(struct rc_guarded *area, const void *bytes, size_t length);
 uint8_t *rc_guarded_at_start(struct rc_guarded *area, const void *bytes, size_t length);
 
+/* Bytes that grow. Zeroed, it is empty; free `data`. */
+struct bytes {
+    uint8_t *data;
+    size_t length, room;
+};
+
+void bytes_append(struct bytes *bytes, const void *data, size_t length);
+
 /* xorshift64*: the same numbers on every machine. */
 uint64_t rc_test_random(uint64_t *state);
 

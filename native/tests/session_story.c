@@ -6,46 +6,34 @@
 /* Sizes of a window (in place) or of the whole room (out of place); small ones make RC_STEP_MORE frequent. */
 static const size_t ROOMS[8] = {65536, 4096, 1, 7, 64, 300, 1000, 20000};
 
-struct bytes {
-    uint8_t *data;
-    size_t length, room;
-};
-
-static void append(struct bytes *bytes, const void *data, size_t length) {
-    if (length == 0)
-        return;
-    if (bytes->room - bytes->length < length) {
-        bytes->room = (bytes->length + length) * 2 + 64;
-        bytes->data = realloc(bytes->data, bytes->room);
-        CHECK(bytes->data != NULL);
-    }
-    memcpy(bytes->data + bytes->length, data, length);
-    bytes->length += length;
-}
-
-struct story {
-    struct rc_session session;
-    uint8_t kinds[2]; /* by direction: the source's */
-    bool out_of_place;
-    size_t window;
-    struct rc_guarded slab, source; /* the slab's window ends at an unreadable page */
-    struct bytes in[2], out[2];
+/* The script's reader: what the two sources say. */
+struct script {
+    const struct story_stage *stage;
+    struct story_streams *streams;
+    size_t frame_max;
     struct bytes held[2];    /* what act 7 keeps back */
     size_t cut[2];           /* where it cuts the next frame; SIZE_MAX: nowhere */
     bool message_is_open[2]; /* of the frames that act 1 made */
-    bool ended[2];           /* a stream says nothing behind its end */
-    bool closed_by_relay;
+};
+
+/* The stage in memory: a session without sockets. */
+struct story {
+    struct rc_session session;
+    struct story_streams streams;
+    bool out_of_place;
+    size_t window;
+    struct rc_guarded slab, source; /* the slab's window ends at an unreadable page */
     uint32_t events[2];
     size_t ended_at[2]; /* bytes out when RC_STEP_FINISHED came; SIZE_MAX before */
 };
 
 static void note_step(struct story *story, unsigned direction, const struct rc_step *step, const uint8_t *base) {
     CHECK(story->ended_at[direction] == SIZE_MAX || step->out_bytes == 0);
-    append(&story->out[direction], base + step->out_offset, step->out_bytes);
+    bytes_append(&story->streams.out[direction], base + step->out_offset, step->out_bytes);
     story->events[direction] |= step->events;
     if (step->events & RC_STEP_FINISHED) {
         CHECK(story->ended_at[direction] == SIZE_MAX);
-        story->ended_at[direction] = story->out[direction].length;
+        story->ended_at[direction] = story->streams.out[direction].length;
     }
 }
 
@@ -99,20 +87,28 @@ static void send_out_of_place(struct story *story, unsigned direction, const uin
     }
 }
 
-static void send(struct story *story, unsigned direction, const uint8_t *data, size_t length) {
-    if (story->ended[direction])
-        return;
-    if (story->held[direction].length > 0) {
-        struct bytes held = story->held[direction];
-        memset(&story->held[direction], 0, sizeof held);
-        send(story, direction, held.data, held.length);
-        free(held.data);
-    }
-    append(&story->in[direction], data, length);
+static void send_in_memory(void *context, unsigned direction, const uint8_t *data, size_t length) {
+    struct story *story = context;
+
     if (story->out_of_place)
         send_out_of_place(story, direction, data, length);
     else
         send_in_place(story, direction, data, length);
+}
+
+static void say(struct script *script, unsigned direction, const uint8_t *data, size_t length) {
+    struct story_streams *streams = script->streams;
+
+    if (streams->ended[direction])
+        return;
+    if (script->held[direction].length > 0) {
+        struct bytes held = script->held[direction];
+        memset(&script->held[direction], 0, sizeof held);
+        say(script, direction, held.data, held.length);
+        free(held.data);
+    }
+    bytes_append(&streams->in[direction], data, length);
+    script->stage->send(script->stage->context, direction, data, length);
 }
 
 /* 128 KiB that repeat at no power of two, so that a misplaced byte shows. */
@@ -125,20 +121,20 @@ static const uint8_t *filler(void) {
     return bytes;
 }
 
-static void send_frame(struct story *story, unsigned direction, uint8_t opcode, bool fin, size_t length) {
+static void say_frame(struct script *script, unsigned direction, uint8_t opcode, bool fin, size_t length) {
     struct rc_frame frame = {.payload_bytes = length, .opcode = opcode, .fin = fin, .key = {0x11, 0xA2, 0x33, 0xC4}};
     struct bytes bytes = {0};
     uint8_t header[RC_HEADER_MAX];
 
-    if (story->kinds[direction] != RC_LEG_RAW) {
-        frame.masked = story->kinds[direction] == RC_LEG_WS_SERVER;
+    if (script->streams->kinds[direction] != RC_LEG_RAW) {
+        frame.masked = script->streams->kinds[direction] == RC_LEG_WS_SERVER;
         int header_bytes = rc_frame_build(header, sizeof header, &frame);
         CHECK(header_bytes > 0);
-        append(&bytes, header, (size_t)header_bytes);
+        bytes_append(&bytes, header, (size_t)header_bytes);
     }
     size_t start = bytes.length;
     if (length > 0)
-        append(&bytes, filler(), length);
+        bytes_append(&bytes, filler(), length);
     if (opcode == RC_OP_CLOSE && length >= 2)
         memcpy(bytes.data + start,
                "\x03\xe8"
@@ -146,11 +142,11 @@ static void send_frame(struct story *story, unsigned direction, uint8_t opcode, 
                length < 5 ? length : 5);
     if (frame.masked && length > 0)
         rc_mask(bytes.data + start, bytes.data + start, length, rc_mask_load(frame.key));
-    size_t cut = bytes.length < story->cut[direction] ? bytes.length : story->cut[direction];
-    story->cut[direction] = SIZE_MAX;
+    size_t cut = bytes.length < script->cut[direction] ? bytes.length : script->cut[direction];
+    script->cut[direction] = SIZE_MAX;
     if (bytes.length > 0) {
-        send(story, direction, bytes.data, cut);
-        append(&story->held[direction], bytes.data + cut, bytes.length - cut);
+        say(script, direction, bytes.data, cut);
+        bytes_append(&script->held[direction], bytes.data + cut, bytes.length - cut);
     }
     free(bytes.data);
 }
@@ -169,6 +165,20 @@ static void small_call(struct story *story, unsigned direction, bool eof) {
     } while (step.events & RC_STEP_MORE);
 }
 
+static void end_in_memory(void *context, unsigned direction) {
+    small_call(context, direction, true);
+}
+
+static void ask_in_memory(void *context, unsigned direction) {
+    small_call(context, direction, false);
+}
+
+static void close_in_memory(void *context) {
+    struct story *story = context;
+
+    CHECK_INT(rc_session_close(&story->session, 1001, (const uint8_t *)"going", 5), RC_OK);
+}
+
 /* A decoded stream, frame after frame: what the comparison works on. */
 struct reading {
     struct bytes data;  /* payload of all data messages */
@@ -184,11 +194,11 @@ struct reading {
 
 static void mark(struct reading *reading, size_t what) {
     size_t pair[2] = {what, reading->data.length};
-    append(&reading->marks, pair, sizeof pair);
+    bytes_append(&reading->marks, pair, sizeof pair);
 }
 
 static void read_raw(struct reading *reading, const struct bytes *stream) {
-    append(&reading->data, stream->data, stream->length);
+    bytes_append(&reading->data, stream->data, stream->length);
 }
 
 static void read_ws(struct reading *reading, const struct bytes *stream, bool masked) {
@@ -209,17 +219,17 @@ static void read_ws(struct reading *reading, const struct bytes *stream, bool ma
             switch (pieces[i].opcode) {
             case RC_OP_CLOSE:
                 reading->has_close = true;
-                append(&reading->close, payload, length);
+                bytes_append(&reading->close, payload, length);
                 break;
             case RC_OP_PING:
             case RC_OP_PONG:
-                append(list, &length, sizeof length);
-                append(list, payload, length);
+                bytes_append(list, &length, sizeof length);
+                bytes_append(list, payload, length);
                 break;
             default:
                 if (pieces[i].opcode != RC_OP_CONTINUATION)
                     mark(reading, pieces[i].opcode);
-                append(&reading->data, payload, length);
+                bytes_append(&reading->data, payload, length);
                 if (pieces[i].fin)
                     mark(reading, 99);
             }
@@ -280,11 +290,10 @@ static void check_pongs(const struct reading *out, const struct reading *back) {
     }
 }
 
-static void check_direction(struct story *story, unsigned direction, const struct reading *in,
-                            const struct reading *out) {
-    const struct rc_session *session = &story->session;
-    uint8_t source = story->kinds[direction], destination = story->kinds[1 - direction];
-    bool is_cut = story->closed_by_relay || session->failure != 0 || session->is_aborted;
+static void check_direction(const struct rc_session *session, const struct story_streams *streams, unsigned direction,
+                            const struct reading *in, const struct reading *out) {
+    uint8_t source = streams->kinds[direction], destination = streams->kinds[1 - direction];
+    bool is_cut = streams->closed_by_relay || session->failure != 0 || session->is_aborted;
 
     CHECK_INT(out->failure, 0);
     CHECK(out->pings.length == 0);
@@ -314,15 +323,14 @@ static void check_direction(struct story *story, unsigned direction, const struc
         CHECK_INT(out->close.length, in->close.length);
         CHECK_BYTES(out->close.data, in->close.data, in->close.length);
     }
-    if (!is_cut && source == RC_LEG_RAW && story->ended[direction]) {
+    if (!is_cut && source == RC_LEG_RAW && streams->ended[direction]) {
         CHECK(out->has_close && out->close.length == 2);
         CHECK_BYTES(out->close.data, "\x03\xe8", 2);
     }
 }
 
-static void check_story(struct story *story) {
+void story_compare(const struct rc_session *session, const struct story_streams *streams) {
     struct reading in[2], out[2];
-    const struct rc_session *session = &story->session;
 
     memset(in, 0, sizeof in);
     memset(out, 0, sizeof out);
@@ -330,36 +338,32 @@ static void check_story(struct story *story) {
         struct rc_direction_counters counters;
         uint16_t close_code;
 
+        if (streams->kinds[d] == RC_LEG_RAW)
+            read_raw(&in[d], &streams->in[d]);
+        else
+            read_ws(&in[d], &streams->in[d], streams->kinds[d] == RC_LEG_WS_SERVER);
+        if (streams->kinds[1 - d] == RC_LEG_RAW)
+            read_raw(&out[d], &streams->out[d]);
+        else
+            read_ws(&out[d], &streams->out[d], streams->kinds[1 - d] == RC_LEG_WS_CLIENT);
         rc_session_counters(session, d, &counters, &close_code);
-        if (story->kinds[d] == RC_LEG_RAW)
-            read_raw(&in[d], &story->in[d]);
-        else
-            read_ws(&in[d], &story->in[d], story->kinds[d] == RC_LEG_WS_SERVER);
-        if (story->kinds[1 - d] == RC_LEG_RAW)
-            read_raw(&out[d], &story->out[d]);
-        else
-            read_ws(&out[d], &story->out[d], story->kinds[1 - d] == RC_LEG_WS_CLIENT);
-        CHECK_INT(counters.bytes_in, story->in[d].length);
-        CHECK_INT(counters.bytes_out, story->out[d].length);
-        CHECK_INT(counters.payload_bytes, out[d].data.length);
+        CHECK(counters.bytes_in <= streams->in[d].length && counters.bytes_out >= streams->out[d].length);
         CHECK(counters.discarded_bytes <= counters.bytes_in);
-        if (story->kinds[1 - d] != RC_LEG_RAW)
-            CHECK_INT(close_code, out[d].close.length >= 2 ? out[d].close.data[0] << 8 | out[d].close.data[1] : 0);
+        if (counters.bytes_out == streams->out[d].length) {
+            CHECK_INT(counters.payload_bytes, out[d].data.length);
+            if (streams->kinds[1 - d] != RC_LEG_RAW)
+                CHECK_INT(close_code, out[d].close.length >= 2 ? out[d].close.data[0] << 8 | out[d].close.data[1] : 0);
+        }
     }
     for (unsigned d = 0; d < 2; d++) {
-        check_direction(story, d, &in[d], &out[d]);
+        check_direction(session, streams, d, &in[d], &out[d]);
         check_pongs(&out[d], &in[1 - d]);
     }
-
-    const uint32_t over = RC_STEP_FINISHED | RC_STEP_SOURCE_FINISHED;
-    CHECK_INT(rc_session_is_finished(session),
-              session->failure == 0 && !session->is_aborted && (story->events[0] & story->events[1] & over) == over);
 
     /* A broken rule is found by both or by neither, unless something else ended the session before. */
     if (session->failure != 0) {
         CHECK_INT(in[session->failed_from].failure, session->failure);
-        CHECK(story->events[session->failed_from] & RC_STEP_PROTOCOL_ERROR);
-    } else if (!story->closed_by_relay && !session->is_aborted) {
+    } else if (!streams->closed_by_relay && !session->is_aborted) {
         CHECK_INT(in[0].failure, 0);
         CHECK_INT(in[1].failure, 0);
     }
@@ -369,20 +373,104 @@ static void check_story(struct story *story) {
     }
 }
 
+static void check_story(const struct story *story) {
+    const struct rc_session *session = &story->session;
+
+    story_compare(session, &story->streams);
+    for (unsigned d = 0; d < 2; d++) {
+        CHECK_INT(session->directions[d].counters.bytes_in, story->streams.in[d].length);
+        CHECK_INT(session->directions[d].counters.bytes_out, story->streams.out[d].length);
+    }
+    if (session->failure != 0)
+        CHECK(story->events[session->failed_from] & RC_STEP_PROTOCOL_ERROR);
+
+    const uint32_t over = RC_STEP_FINISHED | RC_STEP_SOURCE_FINISHED;
+    CHECK_INT(rc_session_is_finished(session),
+              session->failure == 0 && !session->is_aborted && (story->events[0] & story->events[1] & over) == over);
+}
+
+/* One act; returns where the next one begins. */
+static const uint8_t *act(struct script *script, const uint8_t *at, const uint8_t *end) {
+    struct story_streams *streams = script->streams;
+    const struct story_stage *stage = script->stage;
+    unsigned direction = *at >> 7;
+    uint8_t kind = *at++ & 0x7;
+    size_t n = at < end ? *at : 0, k = end - at > 1 ? at[1] : 0;
+
+    switch (kind) {
+    case 0:
+        at += at < end;
+        n = n < (size_t)(end - at) ? n : (size_t)(end - at);
+        say(script, direction, at, n);
+        return at + n;
+    case 1: {
+        bool fin = (k & 1) != 0;
+        uint8_t opcode = n & 0x80 ? RC_OP_TEXT : RC_OP_BINARY;
+        if (script->message_is_open[direction])
+            opcode = RC_OP_CONTINUATION;
+        script->message_is_open[direction] = !fin;
+        size_t payload_bytes = (n & 0x7F) * 1024 + (k >> 1);
+        say_frame(script, direction, opcode, fin,
+                  payload_bytes < script->frame_max ? payload_bytes : script->frame_max);
+        return at + (end - at < 2 ? end - at : 2);
+    }
+    case 2:
+        if (!streams->ended[direction]) {
+            streams->ended[direction] = true;
+            stage->end(stage->context, direction);
+        }
+        return at;
+    case 3:
+        if (stage->ask != NULL)
+            stage->ask(stage->context, direction);
+        return at;
+    case 4:
+        streams->closed_by_relay = true;
+        stage->close(stage->context);
+        return at;
+    case 5:
+        if (streams->kinds[direction] != RC_LEG_RAW)
+            say_frame(script, direction, RC_OP_PING, true, n % 126);
+        return at + (at < end);
+    case 6:
+        if (streams->kinds[direction] != RC_LEG_RAW)
+            say_frame(script, direction, RC_OP_CLOSE, true, 5);
+        return at;
+    default:
+        script->cut[direction] = n;
+        return at + (at < end);
+    }
+}
+
+void story_act(const uint8_t *acts, size_t length, size_t frame_max, const struct story_stage *stage,
+               struct story_streams *streams) {
+    struct script script = {.stage = stage, .streams = streams, .frame_max = frame_max, .cut = {SIZE_MAX, SIZE_MAX}};
+    const uint8_t *at = acts, *end = acts + length;
+
+    while (at < end)
+        at = act(&script, at, end);
+    free(script.held[0].data);
+    free(script.held[1].data);
+}
+
 void story_play(const uint8_t *script, size_t length, struct story_result *result) {
     static const uint8_t seed[RC_SESSION_SEED_BYTES] = "0123456789abcde";
     static struct rc_guarded slab, source; /* mapped once: a fuzzer comes here a thousand times a second */
-    struct story story = {.ended_at = {SIZE_MAX, SIZE_MAX}, .cut = {SIZE_MAX, SIZE_MAX}};
-    const uint8_t *at = script, *end = script + length;
+    struct story story = {.ended_at = {SIZE_MAX, SIZE_MAX}};
+    const struct story_stage stage = {.context = &story,
+                                      .send = send_in_memory,
+                                      .end = end_in_memory,
+                                      .ask = ask_in_memory,
+                                      .close = close_in_memory};
 
     memset(result, 0, sizeof *result);
     if (length < 2)
         return;
-    uint8_t sender = at[0] % 3, listener = at[0] / 3 % 3;
-    story.kinds[RC_TO_LISTENER] = sender;
-    story.kinds[RC_TO_SENDER] = listener;
-    story.out_of_place = at[1] & 1;
-    story.window = ROOMS[at[1] >> 1 & 7];
+    uint8_t sender = script[0] % 3, listener = script[0] / 3 % 3;
+    story.streams.kinds[RC_TO_LISTENER] = sender;
+    story.streams.kinds[RC_TO_SENDER] = listener;
+    story.out_of_place = script[1] & 1;
+    story.window = ROOMS[script[1] >> 1 & 7];
     if (slab.pages == NULL) {
         slab = rc_guarded_new(RC_HEADROOM + 65536);
         source = rc_guarded_new(65536);
@@ -390,69 +478,16 @@ void story_play(const uint8_t *script, size_t length, struct story_result *resul
     story.slab = slab;
     story.source = source;
     CHECK_INT(rc_session_init(&story.session, sender, listener, seed), RC_OK);
-    at += 2;
-
-    while (at < end) {
-        unsigned direction = *at >> 7;
-        uint8_t act = *at++ & 0x7;
-        size_t n = at < end ? *at : 0, k = end - at > 1 ? at[1] : 0;
-
-        switch (act) {
-        case 0:
-            at += at < end;
-            n = n < (size_t)(end - at) ? n : (size_t)(end - at);
-            send(&story, direction, at, n);
-            at += n;
-            break;
-        case 1: {
-            bool fin = (k & 1) != 0;
-            uint8_t opcode = n & 0x80 ? RC_OP_TEXT : RC_OP_BINARY;
-            at += end - at < 2 ? end - at : 2;
-            if (story.message_is_open[direction])
-                opcode = RC_OP_CONTINUATION;
-            story.message_is_open[direction] = !fin;
-            size_t payload_bytes = (n & 0x7F) * 1024 + (k >> 1);
-            size_t most = story.window * 200 + 600; /* byte by byte, a large frame only costs time */
-            send_frame(&story, direction, opcode, fin, payload_bytes < most ? payload_bytes : most);
-            break;
-        }
-        case 2:
-            if (!story.ended[direction]) {
-                story.ended[direction] = true;
-                small_call(&story, direction, true);
-            }
-            break;
-        case 3:
-            small_call(&story, direction, false);
-            break;
-        case 4:
-            CHECK_INT(rc_session_close(&story.session, 1001, (const uint8_t *)"going", 5), RC_OK);
-            story.closed_by_relay = true;
-            break;
-        case 5:
-            at += at < end;
-            if (story.kinds[direction] != RC_LEG_RAW)
-                send_frame(&story, direction, RC_OP_PING, true, n % 126);
-            break;
-        case 6:
-            if (story.kinds[direction] != RC_LEG_RAW)
-                send_frame(&story, direction, RC_OP_CLOSE, true, 5);
-            break;
-        default:
-            at += at < end;
-            story.cut[direction] = n;
-            break;
-        }
-    }
+    /* Byte by byte, a large frame only costs time. */
+    story_act(script + 2, length - 2, story.window * 200 + 600, &stage, &story.streams);
     check_story(&story);
 
     result->session = story.session;
     for (unsigned d = 0; d < 2; d++) {
-        result->output[d] = story.out[d].data;
-        result->output_bytes[d] = story.out[d].length;
+        result->output[d] = story.streams.out[d].data;
+        result->output_bytes[d] = story.streams.out[d].length;
         result->events[d] = story.events[d];
-        free(story.in[d].data);
-        free(story.held[d].data);
+        free(story.streams.in[d].data);
     }
 }
 

@@ -22,6 +22,7 @@
 #define SESSION_STORY_H
 
 #include "rc_session.h"
+#include "rc_test.h"
 
 struct story_result {
     struct rc_session session;
@@ -32,5 +33,31 @@ struct story_result {
 
 void story_play(const uint8_t *script, size_t length, struct story_result *result);
 void story_free(struct story_result *result);
+
+/* What the two sources said, and what the two destinations got; index: the direction. */
+struct story_streams {
+    uint8_t kinds[2]; /* of the source: RC_LEG_* */
+    struct bytes in[2], out[2];
+    bool ended[2]; /* a stream says nothing behind its end */
+    bool closed_by_relay;
+};
+
+/* Where a script is played. `ask` may be NULL. */
+struct story_stage {
+    void *context;
+    void (*send)(void *context, unsigned direction, const uint8_t *data, size_t length);
+    void (*end)(void *context, unsigned direction);
+    void (*ask)(void *context, unsigned direction);
+    void (*close)(void *context);
+};
+
+/* Plays acts (a script without its first two bytes), and keeps in `streams` what was said; frames of act 1 have at most
+ * `frame_max` bytes. */
+void story_act(const uint8_t *acts, size_t length, size_t frame_max, const struct story_stage *stage,
+               struct story_streams *streams);
+
+/* Compares both ends, for a session that will say no more. `out` may fall short of what the session gave only when it was cut
+ * short. */
+void story_compare(const struct rc_session *session, const struct story_streams *streams);
 
 #endif
