@@ -8,8 +8,9 @@ anybody sees it, subscribers included.
 The way to standard error::
 
     emit() ─▶ subscribers (called at once, must not block)
-       └────▶ logging ─▶ format ─▶ bounded queue ─▶ writer thread ─▶ standard error
-                                     └ full: the line is dropped and counted
+       └────▶ format ─▶ bounded queue ─▶ writer thread ─▶ standard error
+              (by way of logging,         └ full: the line is dropped and counted
+               if others listen there)
 
 A terminal or a pipe that nobody reads blocks whoever writes to it. Only the thread does, so the event loop never waits
 for its log; the number of lost lines is written as soon as the reader is back.
@@ -20,15 +21,17 @@ human form; :func:`configure_logging` is for our own commands.
 
 from __future__ import annotations
 
+import abc
 import enum
+import functools
 import json
 import logging
 import os
-import queue
 import re
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -160,7 +163,10 @@ class Event:
 
     def __str__(self) -> str:
         """The human form: name first, then the fields as ``name=value``, always one line."""
-        return " ".join([self.name, *(f"{name}={_human(value)}" for name, value in self.fields.items())])
+        text = self.name
+        for name, value in self.fields.items():
+            text += f" {name}={_human(value)}"
+        return text
 
 
 Subscriber: TypeAlias = Callable[[Event], None]
@@ -198,7 +204,11 @@ class Trace:
             return
         happened = Event(event, level, self._clock(), {name: _clean(value) for name, value in fields.items()})
         if is_logged:
-            logger.log(level, "%s", happened, extra={"event": happened}, exc_info=exc_info)
+            handler = None if exc_info is not None else _only_handler(logger)
+            if handler is None:
+                logger.log(level, "%s", happened, extra={"event": happened}, exc_info=exc_info)
+            else:
+                handler.put_event(happened, logger.name)
         for subscriber in self._subscribers:
             try:
                 subscriber(happened)
@@ -248,10 +258,15 @@ def redact(text: str) -> str:
     A guard against our own slips, not a licence to log secrets: it knows the forms they have in tokens, URLs and
     connection strings, and a bare key by its length.
     """
+    # Each of these forms has one of them in it, and most of what is logged has none.
+    if "=" not in text and "%" not in text and "eyj" not in text.lower():
+        return text
     return _SECRET.sub(lambda match: f"{match['name'] or ''}{_REMOVED}", text)
 
 
 def _clean(value: object) -> FieldValue:
+    if type(value) is str:
+        return redact(value)
     if isinstance(value, enum.Enum):
         value = value.value
     if isinstance(value, str):
@@ -261,9 +276,15 @@ def _clean(value: object) -> FieldValue:
     return f"<{type(value).__name__}>"  # not a scalar: its repr may hold anything
 
 
+_PLAIN: Final = re.compile(r"[!#-<>-~]+")
+"""Visible ASCII without quotes and equal signs: what most fields hold."""
+
+
 def _human(value: FieldValue) -> str:
     """One field as text. What a peer sent may hold blanks, quotes or line ends: such a text stands in quotes,
     escaped."""
+    if type(value) is str and _PLAIN.fullmatch(value) is not None:
+        return value
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -280,10 +301,22 @@ def _human(value: FieldValue) -> str:
 def _timestamp(unix: float) -> str:
     """RFC 3339, UTC, milliseconds."""
     seconds, milliseconds = divmod(int(unix * 1000), 1000)
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{milliseconds:03d}Z"
+    return f"{_date(seconds)}.{milliseconds:03d}Z"
 
 
-class _Formatter(logging.Formatter):
+@functools.lru_cache(maxsize=8)
+def _date(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+
+
+class _Formatter(logging.Formatter, abc.ABC):
+    @abc.abstractmethod
+    def format_event(self, event: Event, level_name: str, logger_name: str) -> str:
+        """The line of an event without a traceback; the same as `format` makes of its record, in a tenth of the time.
+
+        The event's fields are redacted already.
+        """
+
     def _texts(self, record: logging.LogRecord) -> tuple[str, str]:
         """Message on one line, and the traceback or an empty text; both redacted."""
         message = redact(record.getMessage())
@@ -295,6 +328,9 @@ class _Formatter(logging.Formatter):
 
 class HumanFormatter(_Formatter):
     """``2026-01-31T09:15:02.943Z INFO    listener.registered path=orders ...``; a traceback follows, indented."""
+
+    def format_event(self, event: Event, level_name: str, logger_name: str) -> str:
+        return f"{_timestamp(event.unix)} {level_name:<7} {event}"
 
     def format(self, record: logging.LogRecord) -> str:
         message, trace = self._texts(record)
@@ -310,16 +346,34 @@ class JsonFormatter(_Formatter):
     A field named like one of those five is kept under its name with ``_`` behind it.
     """
 
+    def format_event(self, event: Event, level_name: str, logger_name: str) -> str:
+        return json.dumps(self._line(event, level_name, logger_name))
+
+    @staticmethod
+    def _line(event: Event, level_name: str, logger_name: str) -> dict[str, object]:
+        line: dict[str, object] = {
+            "time": _timestamp(event.unix),
+            "level": level_name.lower(),
+            "logger": logger_name,
+            "event": event.name,
+        }
+        for name, value in event.fields.items():
+            line[f"{name}_" if name in _JSON_NAMES else name] = value
+        return line
+
     def format(self, record: logging.LogRecord) -> str:
         message, trace = self._texts(record)
         event = getattr(record, "event", None)
-        line: dict[str, object] = {"level": record.levelname.lower(), "logger": record.name}
+        line: dict[str, object]
         if isinstance(event, Event):
-            line = {"time": _timestamp(event.unix), **line, "event": event.name}
-            for name, value in event.fields.items():
-                line[f"{name}_" if name in _JSON_NAMES else name] = value
+            line = self._line(event, record.levelname, record.name)
         else:
-            line = {"time": _timestamp(record.created), **line, "message": message}
+            line = {
+                "time": _timestamp(record.created),
+                "level": record.levelname.lower(),
+                "logger": record.name,
+                "message": message,
+            }
         if trace:
             line["traceback"] = trace
         return json.dumps(line)  # ASCII only: a line separator from a peer must not split the line for any reader
@@ -331,12 +385,22 @@ _JSON_NAMES: Final = frozenset({"time", "level", "logger", "event", "message", "
 # The writer ----------------------------------------------------------------------------------------------------------
 
 
+_PAUSE: Final = 0.02
+"""Seconds in which lines gather behind those that were written. Each time the thread runs it takes the interpreter from
+the event loop, which costs both of them far more than the writing of a line."""
+
+_BATCH_CHARS: Final = 4_096
+"""Lines written at once: as much as a pipe takes in one piece, so that they stay whole beside those of others."""
+
+
 class LogWriter:
     """Takes lines without waiting and writes them from a thread of its own. Close it to see the last ones.
 
+    A line that comes alone is written at once; of many, those of 20 ms together.
+
     Args:
-      write: writes one line with its line end and may block as long as it likes; called from the thread only. An
-        ``OSError`` from it loses the line.
+      write: writes a text of whole lines, about 4 KiB at most unless one of them is longer, and may block as long as it
+        likes; called from the thread only. An ``OSError`` from it loses the lines.
       queue_lines: how many lines may wait; more are dropped and counted.
       format_dropped: makes the line that tells of dropped ones.
     """
@@ -346,11 +410,16 @@ class LogWriter:
     ) -> None:
         self._write = write
         self._format_dropped = format_dropped or (lambda count: f"{count} log lines were dropped")
-        self._queue: queue.Queue[str | None] = queue.Queue(queue_lines)
+        self._queue_lines = queue_lines
+        self._lock = threading.Lock()
+        # Under the lock.
+        self._queue: deque[str] = deque()
         self._dropped = 0
         self._dropped_unreported = 0
-        self._lock = threading.Lock()
+        self._is_resting = False
         self._is_closed = False
+        self._wake = threading.Event()
+        self._close = threading.Event()
         # A daemon, since a standard error that nobody reads must not keep the process alive.
         self._thread = threading.Thread(target=self._run, name="relaycore log", daemon=True)
         self._thread.start()
@@ -362,49 +431,81 @@ class LogWriter:
 
     def put_nowait(self, line: str) -> None:
         """Hand over one line without its line end. Never blocks."""
-        try:
-            self._queue.put_nowait(line)
-        except queue.Full:
-            with self._lock:
+        with self._lock:
+            if len(self._queue) >= self._queue_lines:
                 self._dropped += 1
                 self._dropped_unreported += 1
+                return
+            self._queue.append(line)
+            if not self._is_resting:
+                return
+            self._is_resting = False
+        self._wake.set()
 
     def close(self, timeout: float = 1.0) -> None:
         """Write what is waiting, for at most `timeout` seconds, and stop the thread. Blocks; later lines are lost."""
-        if self._is_closed:
-            return
-        self._is_closed = True
-        deadline = time.monotonic() + timeout
-        try:
-            self._queue.put(None, timeout=timeout)
-        except queue.Full:
-            return
-        self._thread.join(max(0.0, deadline - time.monotonic()))
+        with self._lock:
+            if self._is_closed:
+                return
+            self._is_closed = True
+        self._close.set()
+        self._wake.set()
+        self._thread.join(timeout)
 
     def _run(self) -> None:
-        while (line := self._queue.get()) is not None:
-            self._write_line(line)
-            self._report_dropped()
+        while True:
+            has_written = False
+            while lines := self._take_batch():
+                self._write_lines(lines)
+                self._report_dropped()
+                has_written = True
+            with self._lock:
+                if self._queue:
+                    continue
+                if self._is_closed:
+                    break
+                self._is_resting = not has_written
+                if self._is_resting:
+                    self._wake.clear()
+            if has_written:
+                self._close.wait(_PAUSE)
+            else:
+                self._wake.wait()
         self._report_dropped()
+
+    def _take_batch(self) -> list[str]:
+        lines: list[str] = []
+        size = 0
+        with self._lock:
+            while self._queue and (not lines or size + len(self._queue[0]) < _BATCH_CHARS):
+                lines.append(self._queue.popleft())
+                size += len(lines[-1]) + 1
+        return lines
 
     def _report_dropped(self) -> None:
         with self._lock:
             count, self._dropped_unreported = self._dropped_unreported, 0
         if count:
-            self._write_line(self._format_dropped(count))
+            self._write_lines([self._format_dropped(count)])
 
-    def _write_line(self, line: str) -> None:
+    def _write_lines(self, lines: list[str]) -> None:
         try:
-            self._write(line + "\n")
+            self._write("\n".join(lines) + "\n")
         except OSError:  # the reader of the pipe is gone, or the disk is full: nobody is left to tell
             with self._lock:
-                self._dropped += 1
+                self._dropped += len(lines)
 
 
 class _QueueHandler(logging.Handler):
-    def __init__(self, writer: LogWriter) -> None:
+    def __init__(self, writer: LogWriter, formatter: _Formatter) -> None:
         super().__init__()
         self._writer = writer
+        self._events = formatter
+        self.setFormatter(formatter)
+
+    def put_event(self, event: Event, logger_name: str) -> None:
+        """Write an event's line, past everything that ``logging`` does with a record on its way here."""
+        self._writer.put_nowait(self._events.format_event(event, logging.getLevelName(event.level), logger_name))
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -413,6 +514,23 @@ class _QueueHandler(logging.Handler):
             where = f"{record.pathname}:{record.lineno}"
             line = f"{record.levelname} {record.name}: a record could not be formatted ({where})"
         self._writer.put_nowait(line)
+
+
+def _only_handler(logger: logging.Logger) -> _QueueHandler | None:
+    """Our own handler where it alone gets what a logger logs, with nothing in between; None: that is for `logging`."""
+    if logger.filters:
+        return None
+    found: _QueueHandler | None = None
+    asked: logging.Logger | None = logger
+    while asked is not None:
+        for handler in asked.handlers:
+            if type(handler) is logging.NullHandler:
+                continue
+            if found is not None or not isinstance(handler, _QueueHandler) or handler.filters or handler.level:
+                return None
+            found = handler
+        asked = asked.parent if asked.propagate else None
+    return found
 
 
 def configure_logging(config: LogConfig, *, write: Callable[[str], object] | None = None) -> LogWriter:
@@ -426,15 +544,14 @@ def configure_logging(config: LogConfig, *, write: Callable[[str], object] | Non
 
     Returns: the writer; its owner closes it at the end, to see the last lines.
     """
-    formatter = JsonFormatter() if config.format == "json" else HumanFormatter()
+    formatter: _Formatter = JsonFormatter() if config.format == "json" else HumanFormatter()
 
     def format_dropped(count: int) -> str:
         message = f"{count} log lines were dropped: nobody read them"
         return formatter.format(logging.LogRecord("relaycore.gateway", logging.WARNING, "", 0, message, (), None))
 
     writer = LogWriter(write or _write_stderr, queue_lines=config.queue_lines, format_dropped=format_dropped)
-    handler = _QueueHandler(writer)
-    handler.setFormatter(formatter)
+    handler = _QueueHandler(writer, formatter)
     root = logging.getLogger()
     for old in [other for other in root.handlers if isinstance(other, _QueueHandler)]:
         root.removeHandler(old)

@@ -21,14 +21,16 @@ JWT = "eyJhbGciOiJSUzI1NiJ9.eyJhdWQiOiJyZWxheSJ9.c2lnbmF0dXJl"
 RENDEZVOUS = "ws://h/$hc/e?sb-hc-action=accept&sb-hc-id=1_G0&sb-hc-rid=Zx9-secret_Yw"
 
 
-@pytest.fixture
-def lines():
+@pytest.fixture(params=["alone", "beside another handler"])
+def lines(request):
     """What was logged, line by line, and a way to choose level and form; logging is as before afterwards."""
     root = logging.getLogger()
     relaycore = logging.getLogger("relaycore")
     handlers, level = list(root.handlers), relaycore.level
     written = io.StringIO()
     writers: list[LogWriter] = []
+
+    root.handlers[:] = [] if request.param == "alone" else [logging.StreamHandler(io.StringIO())]
 
     class Lines:
         def configure(self, **settings) -> LogWriter:
@@ -299,7 +301,46 @@ def test_a_reader_that_stalls_costs_lines_and_never_time(lines):
     assert writer.dropped == 7
     go_on.set()
     writer.close(timeout=10)
-    assert written == ["first\n", "7 lost\n", "line 0\n", "line 1\n", "line 2\n"]
+    assert written == ["first\n", "7 lost\n", "line 0\nline 1\nline 2\n"]
+
+
+def test_a_crowd_of_lines_leaves_in_pieces_of_whole_lines():
+    written: list[str] = []
+    stalled, go_on = threading.Event(), threading.Event()
+
+    def write(text: str) -> None:
+        stalled.set()
+        assert go_on.wait(10)
+        written.append(text)
+
+    writer = LogWriter(write, queue_lines=1_000)
+    writer.put_nowait("first")
+    assert stalled.wait(10)
+    lines = [*(f"{number} " + "x" * 90 for number in range(100)), "y" * 5_000, "z"]
+    for line in lines:
+        writer.put_nowait(line)
+    go_on.set()
+    writer.close(timeout=10)
+    assert "".join(written) == "".join(f"{line}\n" for line in ["first", *lines])
+    assert all(len(text) <= 4_096 or text.count("\n") == 1 for text in written)
+    assert len(written) < 10
+
+
+def test_lines_that_come_one_by_one_all_arrive():
+    written: list[str] = []
+    came = threading.Event()
+
+    def write(text: str) -> None:
+        written.append(text)
+        came.set()
+
+    writer = LogWriter(write, queue_lines=10)
+    for number in range(20):
+        came.clear()
+        writer.put_nowait(str(number))
+        assert came.wait(10)
+    writer.close(timeout=10)
+    assert written == [f"{number}\n" for number in range(20)]
 
 
 def test_lost_lines_are_told_in_the_chosen_form(lines):
