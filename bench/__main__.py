@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import connections, latency, requests, throughput
+from . import connections, fairness, latency, requests, throughput
 from .connections import held_text, hold
 from .loadgen import build
 from .machine import describe
@@ -24,8 +24,18 @@ from .topologies import TOPOLOGIES, Topology
 from .workload import Workload
 
 WORKLOADS: dict[str, Workload] = {
-    each.name: each for each in (*throughput.WORKLOADS, *latency.WORKLOADS, *connections.WORKLOADS, *requests.WORKLOADS)
+    each.name: each
+    for each in (
+        *throughput.WORKLOADS,
+        *latency.WORKLOADS,
+        *fairness.WORKLOADS,
+        *connections.WORKLOADS,
+        *requests.WORKLOADS,
+    )
 }
+
+OPEN_FILES = 65_536
+"""Both ends of ten thousand sessions and more are in the relay; where fewer are allowed, larger counts say so."""
 
 
 def say(text: str) -> None:
@@ -145,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.names:
             raise BenchError(f"{options.what} takes no names: {', '.join(options.names)}")
         separate()
-        raise_open_files_limit(20_000)
+        raise_open_files_limit(OPEN_FILES)
         build()
         what = {"suite": _suite, "connections": _connections, "profile": _profile}[options.what]
         return 0 if what(options) else 1

@@ -19,7 +19,8 @@ WORKLOADS = (
         "32 at a time: dial, be joined, close, wait for the other side's Close, again; the time is dial to 101",
         (Job("join", 64, count=32),),
         headline="messages/s",
-        shows=("p50 µs", "p99 µs", "CPU µs/message", "busy"),
+        shows=("p50 µs", "p99 µs", "CPU µs/message", "busy", "far busy", "client busy"),
+        counted=True,
     ),
 )
 

@@ -1,4 +1,4 @@
-"""Workloads that ask how soon: one ping-pong alone, and one beside a stream that fills the pipe."""
+"""Workloads that ask how soon: one ping-pong alone. Beside others: ``fairness``."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ WORKLOADS = (
         headline="p50 µs",
         shows=_LATENCY,
         together=True,
+        counted=True,
     ),
     Workload(
         "ping-64-apart",
@@ -22,12 +23,5 @@ WORKLOADS = (
         (Job("ping", 64),),
         headline="p50 µs",
         shows=_LATENCY,
-    ),
-    Workload(
-        "ping-beside-bulk",
-        "64-byte echoes while another stream carries 64 KiB messages as fast as they go",
-        (Job("ping", 64), Job("sink", 65_536)),
-        headline="p99 µs",
-        shows=("p50 µs", "p99.9 µs", "beside MiB/s", "busy"),
     ),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -61,6 +62,8 @@ class Route:
 class Job:
     """``count`` streams doing ``kind`` (sink, source, echo, ping, idle, join) with messages of ``size`` bytes.
 
+    Of kind ``stall`` and ``unread``: streams filled to the brim whose receiving end, the far one or the client, does
+    not read while the other jobs run.
     Of kind ``http``: connections, each a closed loop of requests with bodies of ``size`` both ways.
     """
 
@@ -119,6 +122,11 @@ class Load:
         if "error" in answer:
             raise BenchError(f"load generator: {answer['error']}")
         return answer
+
+    def wait_ended(self, timeout: float) -> None:
+        """Let a client that has given its last answer close its streams in peace, or ``timeout`` seconds pass."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout)
 
 
 def client_settings(

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -39,6 +40,7 @@ def _package_version(name: str) -> str:
 def describe(topology_versions: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Facts in the order in which they are printed."""
     facts = {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "CPU": f"{_cpu_model()}, {len(cores())} of {os.cpu_count()} cores usable",
         "kernel": f"{platform.system()} {platform.release()}",
         "network": f"loopback, congestion control {congestion_control()}",

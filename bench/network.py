@@ -9,10 +9,12 @@ report says with what.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import socket
 import subprocess
+from pathlib import Path
 from shutil import which
 
 CLONE_NEWNET = 0x40000000
@@ -37,6 +39,8 @@ def separate() -> None:
     for prefix in ("127.0.0.1", "127.0.0.0/8"):
         route = ["local", prefix, "dev", "lo", "table", "local", "proto", "kernel", "scope", "host", "src", "127.0.0.1"]
         _ip("route", "replace", *route, "congctl", CONGESTION_CONTROL)
+    with contextlib.suppress(OSError):  # thousands of sessions a second leave as many ports waiting
+        Path("/proc/sys/net/ipv4/ip_local_port_range").write_text("2048 65535")
 
 
 def congestion_control() -> str:

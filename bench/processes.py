@@ -71,10 +71,25 @@ def ending(child: subprocess.Popen[bytes]) -> Iterator[None]:
 
 
 def place(pid: int, cores: set[int]) -> None:
-    """Keep every thread of a process on these cores from now on."""
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        with contextlib.suppress(ProcessLookupError):
-            os.sched_setaffinity(int(task.name), cores)
+    """Keep every thread of a process on these cores from now on.
+
+    A thread starts with the cores of the one that started it, so this goes over them until it meets no new one.
+    """
+    placed: set[int] = set()
+    while fresh := {int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()} - placed:
+        for thread in fresh:
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(thread, cores)
+        placed |= fresh
+
+
+def open_files(pid: int) -> int:
+    """How many descriptors a process holds."""
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def threads(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/task"))
 
 
 def cores() -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -135,9 +136,11 @@ def _digest_of(workloads: Sequence[Workload], summary: Sequence[Mapping[str, Any
     names = list(dict.fromkeys(entry["topology"] for entry in summary))
     found = {(entry["workload"], entry["topology"]): entry["figures"] for entry in summary}
 
-    def rows(corner: str, figure: Callable[[Workload], str], columns: Sequence[str]) -> list[list[str]]:
+    def rows(
+        corner: str, figure: Callable[[Workload], str], columns: Sequence[str], of: Sequence[Workload] = workloads
+    ) -> list[list[str]]:
         lines = [[corner, "figure", *columns]]
-        for workload in workloads:
+        for workload in of:
             line = [workload.name, figure(workload)]
             for name in columns:
                 figures = found.get((workload.name, name), {})
@@ -151,11 +154,25 @@ def _digest_of(workloads: Sequence[Workload], summary: Sequence[Mapping[str, Any
     priced = [name for name in names if name != "direct"]
     if priced:
         tables.append(rows("CPU of the process under test", price, priced))
+        for name in ("syscalls", "switches"):
+            counted = [each for each in workloads if each.counted]
+            if any(per_item(name, each) in figures for each in counted for figures in found.values()):
+                head = {"syscalls": "system calls", "switches": "voluntary context switches"}[name]
+                tables.append(rows(head, functools.partial(per_item, name), priced, of=counted))
         for name, origin in ADDED.items():
             if any(name in workload.shows for workload in workloads):
-                tables.append(rows(f"{origin.split()[0]} more than direct", lambda _, name=name: name, priced))
+                tables.append(rows(f"{origin.split()[0]} more than direct", _always(name), priced))
     unmarked = [[[cell.rstrip("*†") for cell in row] for row in each] for each in tables[1:]]
     return "\n\n".join(table(each) for each in (tables[0], *unmarked))
+
+
+def per_item(name: str, workload: Workload) -> str:
+    """The name of a count per request or message, whichever the workload makes."""
+    return f"{name}/{'request' if workload.carried == HTTP else 'message'}"
+
+
+def _always(name: str) -> Callable[[Workload], str]:
+    return lambda _: name
 
 
 def price(workload: Workload) -> str:

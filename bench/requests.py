@@ -26,6 +26,7 @@ WORKLOADS = tuple(
         headline="requests/s",
         shows=_SHOWS if count == 1 else (*_SHOWS, *_SHARES),
         together=count == 1,
+        counted=(label, count) == ("1k", 16),
     )
     for label, size in SIZES.items()
     for count in CONNECTIONS

@@ -7,13 +7,16 @@ therefore taken within seconds of each other, and a slow minute of the machine f
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from .figures import Figures, figures_of
-from .loadgen import Load, Route, client_settings
-from .processes import BenchError, cores, ending, machine_busy_s, place
+from .fairness import isolated
+from .figures import MIB, Figures, crossed, figures_of, item_of
+from .loadgen import Job, Load, Route, client_settings
+from .processes import BenchError, cores, ending, machine_busy_s, place, resident_bytes
+from .syscalls import Counting, counter
 from .topologies import Stage, Topology
 from .workload import Workload
 
@@ -23,14 +26,20 @@ RUN_LIMIT_S = 60
 
 @dataclass(frozen=True)
 class Pace:
-    """How long and how often."""
+    """How long and how often; ``most_streams`` is what a job is cut down to."""
 
     rounds: int
     warm_s: float
     measured_s: float
+    lead_s: float = 0.5
+    most_streams: int = 1 << 20
+
+    def jobs(self, workload: Workload) -> tuple[Job, ...]:
+        """The jobs of a workload at this pace."""
+        return tuple(dataclasses.replace(job, count=min(job.count, self.most_streams)) for job in workload.jobs)
 
 
-QUICK = Pace(rounds=1, warm_s=0.05, measured_s=0.2)
+QUICK = Pace(rounds=1, warm_s=0.05, measured_s=0.2, lead_s=0.1, most_streams=256)
 FULL = Pace(rounds=5, warm_s=0.2, measured_s=1.0)
 
 
@@ -60,29 +69,54 @@ def run_once(route: Route, workload: Workload, pace: Pace) -> tuple[Figures, flo
     Raises:
       BenchError: a stream was lost, data arrived changed, or time ran out.
     """
+    started, busy = time.monotonic(), machine_busy_s()
+    with _client(route, workload, pace, warm_s=pace.warm_s if workload.warm else 0.0) as client:
+        result = client.answer(RUN_LIMIT_S + 5.0)
+        ours = result["own_cpu_seconds"] + sum(result["watched_cpu_seconds"])
+        share = ours / max(result["seconds"], 1e-3)
+        foreign = (machine_busy_s() - busy) / (time.monotonic() - started) - share
+        figures = figures_of(result, under_test=len(route.under_test))
+        if route.under_test:
+            figures["resident MiB"] = sum(map(resident_bytes, route.under_test)) / MIB
+        client.wait_ended(RUN_LIMIT_S)
+    return figures, max(0.0, foreign)
+
+
+@contextlib.contextmanager
+def _client(route: Route, workload: Workload, pace: Pace, *, warm_s: float, hold: bool = False) -> Iterator[Load]:
+    """A client that dials at once, with everybody on the cores of the workload."""
     load_cores, test_cores = placement(workload, cores())
     for pid in route.load:
         place(pid, load_cores)
     for pid in route.under_test:
         place(pid, test_cores)
-    started, busy = time.monotonic(), machine_busy_s()
-    client = Load(
-        "client",
-        client_settings(
-            route,
-            workload.jobs,
-            warm_s=pace.warm_s if workload.warm else 0.0,
-            measured_s=pace.measured_s,
-            limit_s=RUN_LIMIT_S,
-        ),
+    settings = client_settings(
+        route, pace.jobs(workload), warm_s=warm_s, measured_s=pace.measured_s, limit_s=RUN_LIMIT_S, hold=hold
     )
+    client = Load("client", [*settings, f"lead {pace.lead_s:.3f}"])
     with ending(client.process):
         place(client.pid, load_cores)
-        result = client.answer(RUN_LIMIT_S + 5.0)
-        ours = result["own_cpu_seconds"] + sum(result["watched_cpu_seconds"])
-        share = ours / max(result["seconds"], 1e-3)
-        foreign = (machine_busy_s() - busy) / (time.monotonic() - started) - share
-    return figures_of(result, under_test=len(route.under_test)), max(0.0, foreign)
+        yield client
+
+
+def count_once(route: Route, workload: Workload, pace: Pace, counting: Counting) -> Figures:
+    """System calls of the processes under test while the jobs run, per message or request of the first job.
+
+    The only figure: a counted process is not as fast as one that is left alone.
+
+    Raises:
+      BenchError: as :func:`run_once`, or the counter failed.
+    """
+    with _client(route, workload, pace, warm_s=0.0, hold=True) as client:
+        client.answer(RUN_LIMIT_S)
+        with counting(route.under_test) as count:
+            client.tell("finish")
+            job = client.answer(RUN_LIMIT_S + 5.0)["jobs"][0]
+        client.wait_ended(RUN_LIMIT_S)
+    messages = crossed(job)
+    if not messages:
+        raise BenchError("no message crossed while system calls were counted")
+    return {f"syscalls/{item_of(job)}": count.calls / messages}
 
 
 @contextlib.contextmanager
@@ -101,22 +135,65 @@ def opened(topologies: Sequence[Topology], say: Callable[[str], None]) -> Iterat
 def run_suite(
     topologies: Sequence[Topology], workloads: Sequence[Workload], pace: Pace, say: Callable[[str], None]
 ) -> list[Run]:
-    """Every round of all that each topology carries. A run that fails is kept with its reason, and the others go on."""
+    """Every round of all that each topology carries, and behind them the counted runs.
+
+    A run that fails is kept with its reason, and the others go on.
+    """
     runs: list[Run] = []
     with opened(topologies, say) as routes:
+
+        def attempt(workload: Workload, each: Topology, number: int, measure: Measure) -> None:
+            run = Run(workload.name, each.name, number)
+            runs.append(run)
+            if each.name not in routes:
+                run.failure = "did not start"
+                return
+            try:
+                run.figures, run.foreign_busy = measure(routes[each.name], workload, pace)
+            except BenchError as error:
+                run.failure = str(error)
+                say(f"round {number + 1}: {workload.name} on {each.name} failed: {error}")
+
         for number in range(pace.rounds):
             for workload in workloads:
-                for name in (each.name for each in topologies if workload.carried in each.carries):
-                    run = Run(workload.name, name, number)
-                    runs.append(run)
-                    route = routes.get(name)
-                    if route is None:
-                        run.failure = "did not start"
-                        continue
-                    try:
-                        run.figures, run.foreign_busy = run_once(route, workload, pace)
-                    except BenchError as error:
-                        run.failure = str(error)
-                        say(f"round {number + 1}: {workload.name} on {name} failed: {error}")
+                for each in (each for each in topologies if workload.carried in each.carries):
+                    attempt(workload, each, number, _isolated_run(each) if workload.isolates else run_once)
             say(f"round {number + 1} of {pace.rounds} done")
+        if found := counter():
+            tool, counting = found
+            for workload in (each for each in workloads if each.counted):
+                for each in topologies:
+                    if workload.carried in each.carries and each.name in routes and routes[each.name].under_test:
+                        attempt(workload, each, pace.rounds, _counted_run(counting))
+            say(f"system calls counted by {tool}")
+        else:
+            say("system calls are not counted: neither perf nor strace can do it here")
     return runs
+
+
+Measure = Callable[[Route, Workload, Pace], tuple[Figures, float]]
+
+
+def _isolated_run(topology: Topology) -> Measure:
+    """A run on processes that have not seen another workload, whose memory it could hide in."""
+
+    def measure(_: Route, workload: Workload, pace: Pace) -> tuple[Figures, float]:
+        foreign: list[float] = []
+
+        def once(one: Workload) -> Figures:
+            figures, busy = run_once(route, one, pace)
+            foreign.append(busy)
+            return figures
+
+        with Stage(topology.name) as stage:
+            route = topology.open(stage)
+            return isolated(workload, once), max(foreign)
+
+    return measure
+
+
+def _counted_run(counting: Counting) -> Measure:
+    def measure(route: Route, workload: Workload, pace: Pace) -> tuple[Figures, float]:
+        return count_once(route, workload, pace, counting), 0.0
+
+    return measure

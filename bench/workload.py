@@ -1,6 +1,7 @@
 """What is asked of every topology.
 
-A workload is one value in the ``WORKLOADS`` of ``throughput``, ``latency``, ``connections`` or ``requests``.
+A workload is one value in the ``WORKLOADS`` of ``throughput``, ``latency``, ``fairness``, ``connections`` or
+``requests``.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ class Workload:
       together: all processes on one core. For a single ping-pong: otherwise one measures the waking of sleeping cores,
         which costs more than any relay.
       warm: whether the jobs run once before, with every byte compared.
+      isolates: the first job also runs without the others, in turn, on a topology opened for it; see ``fairness``.
+      counted: the system calls of the process under test are counted, in a run of their own; see ``syscalls``.
     """
 
     name: str
@@ -31,6 +34,8 @@ class Workload:
     shows: tuple[str, ...]
     together: bool = False
     warm: bool = True
+    isolates: bool = False
+    counted: bool = False
 
     @property
     def carried(self) -> str:

@@ -15,8 +15,9 @@
 #include <time.h>
 #include <unistd.h>
 
-enum kind { SINK, SOURCE, ECHO, PING, IDLE, JOIN, HTTP, KINDS };
-static const char *const kind_names[] = {"sink", "source", "echo", "ping", "idle", "join", "http"};
+/* STALL: a sink whose far end does not read while the other jobs run. UNREAD: a source that we do not read meanwhile. */
+enum kind { SINK, SOURCE, ECHO, PING, IDLE, JOIN, STALL, UNREAD, HTTP, KINDS };
+static const char *const kind_names[] = {"sink", "source", "echo", "ping", "idle", "join", "stall", "unread", "http"};
 
 /* Log-linear: 64 steps to each power of two, so a value is off by at most 1/64 of itself. */
 #define STEPS 64
@@ -28,6 +29,7 @@ struct job {
     unsigned count, busy;
     const struct block *block;
     uint64_t bytes, messages, ended_ns;
+    uint64_t least, most; /* bytes confirmed on the stream that had the fewest, and on the one that had the most */
     uint64_t latency[BUCKETS];
 };
 
@@ -58,6 +60,7 @@ static struct stream *streams;
 static unsigned stream_count, dialling, open_count, busy_count;
 static bool checks, over, finish_asked, leaving;
 static const char *phase = "dialling";
+static uint64_t memory_open[MAX_WATCHED], memory_stalled[MAX_WATCHED];
 
 static void count_latency(struct job *job, uint64_t ns)
 {
@@ -161,8 +164,15 @@ static void begin(struct stream *s)
         conn_queue_text(&s->c, "check %d", checks);
         s->c.wants_out = true;
         break;
+    case STALL:
+        conn_queue_text(&s->c, "check %d", checks);
+        conn_queue_text(&s->c, "stall");
+        s->c.wants_out = true;
+        break;
+    case UNREAD:
     case SOURCE:
         conn_queue_text(&s->c, "source %zu", s->job->size);
+        s->c.paused = s->job->kind == UNREAD;
         break;
     case ECHO:
         conn_queue_text(&s->c, "echo");
@@ -193,8 +203,9 @@ static void begin(struct stream *s)
 static void stop(struct stream *s)
 {
     s->stopping = true;
-    if (s->job->kind == SOURCE)
+    if (s->job->kind == SOURCE || s->job->kind == UNREAD)
         conn_queue_text(&s->c, "stop");
+    s->c.paused = false;
     if (s->c.state == CONN_OPEN)
         conn_flush(&s->c);
 }
@@ -207,6 +218,10 @@ static void check_confirmed(struct stream *s, uint64_t bytes, uint64_t messages)
               (unsigned long long)s->received_messages);
     s->job->bytes += bytes;
     s->job->messages += messages;
+    if (bytes < s->job->least)
+        s->job->least = bytes;
+    if (bytes > s->job->most)
+        s->job->most = bytes;
     rest(s);
 }
 
@@ -219,7 +234,7 @@ static void take_answer(struct stream *s)
         fatal("an answer that is not known: %s", s->answer);
     if (wrong != 0)
         fatal("%llu pieces arrived changed", wrong);
-    if (s->job->kind == SINK) {
+    if (s->job->kind == SINK || s->job->kind == STALL) {
         s->received_bytes = bytes;
         s->received_messages = messages;
         messages = s->position / s->job->block->frame;
@@ -293,7 +308,7 @@ static void stream_writable(struct conn *c)
     if (!conn_pump(c, s->job->block, &s->position, s->stopping))
         return;
     c->wants_out = false;
-    if (s->job->kind == SINK)
+    if (s->job->kind == SINK || s->job->kind == STALL)
         conn_queue_text(c, "report");
     else if (s->received_messages == s->position / s->job->block->frame)
         check_confirmed(s, s->received_messages * s->job->size, s->received_messages);
@@ -406,103 +421,112 @@ static const struct conn_ops http_ops = {http_opened, http_data, http_writable, 
 
 /* ---- phases and their figures ------------------------------------------------------------------------------------ */
 
-/* CPU time of a process, all its threads, user and system, in ns; 0 when it is gone. */
-static uint64_t cpu_ns(int pid)
+static bool is_stalled(const struct stream *s)
 {
-    clockid_t clock;
-    struct timespec t;
-    if (clock_getcpuclockid(pid, &clock) != 0 || clock_gettime(clock, &t) != 0)
-        return 0;
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+    return s->job->kind == STALL || s->job->kind == UNREAD;
 }
 
-/* Time that a process's first thread was ready to run and had no core, in ns; 0 where the kernel does not say. */
-static uint64_t waited_ns(int pid)
+static void begin_those(bool stalled)
 {
-    char path[64];
-    unsigned long long ran, waited;
-    snprintf(path, sizeof path, "/proc/%d/schedstat", pid);
-    FILE *file = fopen(path, "r");
-    if (file == NULL)
-        return 0;
-    int found = fscanf(file, "%llu %llu", &ran, &waited);
-    fclose(file);
-    return found == 2 ? waited : 0;
+    for (unsigned i = 0; i < stream_count; i++)
+        if (is_stalled(&streams[i]) == stalled)
+            begin(&streams[i]);
 }
 
-/* Runs every job for seconds and until all streams are at rest. Returns when it began. */
-static uint64_t run_phase(const char *name, double seconds)
+static void stop_those(bool stalled)
 {
+    for (unsigned i = 0; i < stream_count; i++)
+        if (is_stalled(&streams[i]) == stalled)
+            stop(&streams[i]);
+}
+
+/* Serves until only this many streams are busy, or until the deadline. Returns false when the deadline came first. */
+static bool wait_busy(unsigned left, uint64_t deadline)
+{
+    while (busy_count > left) {
+        uint64_t now = now_ns();
+        if (now >= deadline)
+            return false;
+        loop_turn(deadline == UINT64_MAX ? -1 : (int)((deadline - now) / 1000000 + 1));
+    }
+    return true;
+}
+
+/* Runs every job for seconds and until all streams are at rest. Stalled streams begin earlier and end later, and what the watched
+ * processes use is taken from the beginning of the others to their rest. Returns when that began. */
+static uint64_t run_phase(const char *name, double seconds, struct usage *before, struct usage *after)
+{
+    unsigned stalled = 0;
     phase = name;
     over = false;
     busy_count = stream_count;
     for (unsigned i = 0; i < settings->job_count; i++) {
-        jobs[i].busy = jobs[i].count;
-        jobs[i].bytes = jobs[i].messages = 0;
-        memset(jobs[i].latency, 0, sizeof jobs[i].latency);
+        struct job *job = &jobs[i];
+        job->busy = job->count;
+        job->bytes = job->messages = job->most = 0;
+        job->least = UINT64_MAX;
+        memset(job->latency, 0, sizeof job->latency);
+        if (job->kind == STALL || job->kind == UNREAD)
+            stalled += job->count;
     }
-    uint64_t start = now_ns(), deadline = start + (uint64_t)(seconds * 1e9);
-    for (unsigned i = 0; i < stream_count; i++)
-        begin(&streams[i]);
-    while (busy_count > 0) {
-        uint64_t now = now_ns();
-        if (!over && now >= deadline) {
-            over = true;
-            for (unsigned i = 0; i < stream_count; i++)
-                stop(&streams[i]);
-            continue;
-        }
-        loop_turn(over ? -1 : (int)((deadline - now) / 1000000 + 1));
+    if (stalled > 0) {
+        begin_those(true);
+        wait_busy(0, now_ns() + (uint64_t)(settings->lead_s * 1e9));
+    }
+    usage_take(settings, before);
+    uint64_t start = now_ns();
+    begin_those(false);
+    if (!wait_busy(stalled, start + (uint64_t)(seconds * 1e9)) || stalled > 0) {
+        over = true;
+        if (stalled > 0)
+            memory_take(settings, memory_stalled);
+        stop_those(false);
+        wait_busy(stalled, UINT64_MAX);
+    }
+    usage_take(settings, after);
+    if (stalled > 0) {
+        conn_queue_text(&streams[0].c, "resume");
+        conn_flush(&streams[0].c);
+        stop_those(true);
+        wait_busy(0, UINT64_MAX);
     }
     return start;
 }
 
-/* This process first, then the watched ones. */
-struct sample {
-    uint64_t cpu[1 + MAX_WATCHED], waited[1 + MAX_WATCHED];
-};
-
-static void take_sample(struct sample *out)
+static void print_job(const struct job *job, uint64_t start)
 {
-    for (unsigned i = 0; i <= settings->watched_count; i++) {
-        int pid = i == 0 ? getpid() : settings->watched[i - 1];
-        out->cpu[i] = cpu_ns(pid);
-        out->waited[i] = waited_ns(pid);
+    printf("{\"kind\":\"%s\",\"size\":%zu,\"count\":%u,\"seconds\":%.9f,\"bytes\":%llu,\"messages\":%llu,",
+           kind_names[job->kind], job->size, job->count, (double)(job->ended_ns - start) / 1e9, (unsigned long long)job->bytes,
+           (unsigned long long)job->messages);
+    if (job->least <= job->most)
+        printf("\"least_bytes\":%llu,\"most_bytes\":%llu,", (unsigned long long)job->least, (unsigned long long)job->most);
+    printf("\"latency\":[");
+    const char *comma = "";
+    for (unsigned k = 0; k < BUCKETS; k++) {
+        if (job->latency[k] > 0) {
+            printf("%s[%llu,%llu]", comma, (unsigned long long)bucket_value(k), (unsigned long long)job->latency[k]);
+            comma = ",";
+        }
     }
+    printf("]}");
 }
 
-static void print_watched(const char *name, const uint64_t *before, const uint64_t *after)
-{
-    printf(",\"%s\":[", name);
-    for (unsigned i = 1; i <= settings->watched_count; i++)
-        printf("%s%.9f", i > 1 ? "," : "", (double)(after[i] - before[i]) / 1e9);
-    printf("]");
-}
-
-static void print_results(uint64_t start, const struct sample *before, const struct sample *after)
+static void print_results(uint64_t start, const struct usage *before, const struct usage *after)
 {
     uint64_t end = start;
     printf("{\"jobs\":[");
     for (unsigned i = 0; i < settings->job_count; i++) {
-        struct job *job = &jobs[i];
-        if (job->ended_ns > end)
+        const struct job *job = &jobs[i];
+        if (job->ended_ns > end && job->kind != STALL && job->kind != UNREAD)
             end = job->ended_ns;
-        printf("%s{\"kind\":\"%s\",\"size\":%zu,\"count\":%u,\"seconds\":%.9f,\"bytes\":%llu,\"messages\":%llu,\"latency\":[",
-               i > 0 ? "," : "", kind_names[job->kind], job->size, job->count, (double)(job->ended_ns - start) / 1e9,
-               (unsigned long long)job->bytes, (unsigned long long)job->messages);
-        const char *comma = "";
-        for (unsigned k = 0; k < BUCKETS; k++) {
-            if (job->latency[k] > 0) {
-                printf("%s[%llu,%llu]", comma, (unsigned long long)bucket_value(k), (unsigned long long)job->latency[k]);
-                comma = ",";
-            }
-        }
-        printf("]}");
+        if (i > 0)
+            putchar(',');
+        print_job(job, start);
     }
-    printf("],\"seconds\":%.9f,\"own_cpu_seconds\":%.9f", (double)(end - start) / 1e9,
-           (double)(after->cpu[0] - before->cpu[0]) / 1e9);
-    print_watched("watched_cpu_seconds", before->cpu, after->cpu);
-    print_watched("watched_waited_seconds", before->waited, after->waited);
+    printf("],\"seconds\":%.9f", (double)(end - start) / 1e9);
+    usage_print(settings, before, after);
+    memory_print(settings, "watched_open_bytes", memory_open);
+    memory_print(settings, "watched_stalled_bytes", memory_stalled);
     printf("}\n");
     fflush(stdout);
 }
@@ -519,7 +543,7 @@ static void leave(void)
             conn_flush(&streams[i].c);
         }
     }
-    uint64_t deadline = now_ns() + 2000000000u;
+    uint64_t deadline = now_ns() + 2000000000u + stream_count * 2000000ull;
     while (open_count > 0 && now_ns() < deadline)
         loop_turn(100);
 }
@@ -533,7 +557,7 @@ static void take_command(char *line)
 
 void run_client(const struct settings *given)
 {
-    struct sample before, after;
+    struct usage before, after;
     settings = given;
     loop_read_commands(take_command);
     for (unsigned i = 0; i < settings->job_count; i++)
@@ -567,6 +591,9 @@ void run_client(const struct settings *given)
     }
     while (open_count < stream_count)
         loop_turn(-1);
+    if (jobs[0].kind == STALL || jobs[0].kind == UNREAD)
+        fatal("the first job is a stalled one: nobody could wake it");
+    memory_take(settings, memory_open);
     if (settings->holds) {
         printf("{\"ready\":true,\"streams\":%u,\"dial_seconds\":%.6f}\n", stream_count, (double)(now_ns() - dial_start) / 1e9);
         fflush(stdout);
@@ -575,12 +602,10 @@ void run_client(const struct settings *given)
     }
     if (settings->warm_s > 0) {
         checks = true;
-        run_phase("warming up", settings->warm_s);
+        run_phase("warming up", settings->warm_s, &before, &after);
         checks = false;
     }
-    take_sample(&before);
-    uint64_t start = run_phase("measured", settings->measured_s);
-    take_sample(&after);
+    uint64_t start = run_phase("measured", settings->measured_s, &before, &after);
     print_results(start, &before, &after);
     leave();
 }

@@ -219,6 +219,23 @@ void peer_dial(struct in_addr host, uint16_t port, const char *target);
 void answer_count(char *line);
 extern unsigned listening, requests, failures;
 
+/* ---- usage.c: what processes have used, from /proc ---------------------------------------------------------------- */
+
+#define MAX_WATCHED 8
+struct settings;
+
+/* This process first, then the watched ones. Of all threads of a process: CPU time, time spent ready to run without a core, and
+ * voluntary context switches. CPU time counts threads that have ended too, the others only those that live. */
+struct usage {
+    uint64_t cpu_ns[1 + MAX_WATCHED], waited_ns[1 + MAX_WATCHED], switches[1 + MAX_WATCHED];
+};
+void usage_take(const struct settings *settings, struct usage *out);
+/* Prints the differences as members of a JSON object, each behind a comma. */
+void usage_print(const struct settings *settings, const struct usage *before, const struct usage *after);
+/* Resident private memory of the watched processes in bytes; 0 where the kernel does not say. Takes a millisecond and more. */
+void memory_take(const struct settings *settings, uint64_t out[MAX_WATCHED]);
+void memory_print(const struct settings *settings, const char *name, const uint64_t bytes[MAX_WATCHED]);
+
 /* ---- the roles --------------------------------------------------------------------------------------------------- */
 
 struct listen_line {
@@ -236,7 +253,6 @@ struct job_line {
 
 #define MAX_LISTEN_LINES 256
 #define MAX_JOBS 8
-#define MAX_WATCHED 8
 
 struct settings {
     struct listen_line listens[MAX_LISTEN_LINES]; /* listener: control channels; client: the one address it dials */
@@ -246,7 +262,7 @@ struct settings {
     int watched[MAX_WATCHED];
     unsigned watched_count;
     char *headers;
-    double warm_s, measured_s;
+    double warm_s, measured_s, lead_s;
     unsigned limit_s, parallel;
     bool holds;
 };

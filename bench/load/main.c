@@ -2,10 +2,12 @@
  *
  *   address HOST PORT TARGET [COUNT]   client: what to dial; listener: one entity and its number of control channels (repeats)
  *   header NAME: VALUE                 more head lines for what is dialled (not for rendezvous)
- *   job COUNT KIND SIZE                client: COUNT streams of sink, source, echo, ping, idle or join with messages of SIZE bytes,
+ *   job COUNT KIND SIZE                client: COUNT streams of sink, source, echo, ping, idle, join, stall or unread with messages of
+ *                                      SIZE bytes,
  *                                      or COUNT connections of http with request and response bodies of SIZE
  *   watch PID                          client: a process whose CPU time is measured with the jobs
  *   warm SECONDS / seconds SECONDS     client: lengths of the phases
+ *   lead SECONDS                       client: how much earlier stalled streams begin (default 0.5)
  *   hold                               client: print "ready" with all streams open and wait for the line "finish"
  *   parallel COUNT                     handshakes at the same time
  *   limit SECONDS                      the program ends itself after that
@@ -71,7 +73,7 @@ static void read_setting(struct settings *s, char *line)
     } else if (strcmp(line, "hold") == 0) {
         s->holds = true;
     } else if (sscanf(line, "warm %lf", &s->warm_s) != 1 && sscanf(line, "seconds %lf", &s->measured_s) != 1 &&
-               sscanf(line, "parallel %u", &s->parallel) != 1 && sscanf(line, "limit %u", &s->limit_s) != 1) {
+               sscanf(line, "lead %lf", &s->lead_s) != 1 && sscanf(line, "parallel %u", &s->parallel) != 1 && sscanf(line, "limit %u", &s->limit_s) != 1) {
         fatal("a setting that is not known: %.20s", line); /* never whole: a mistyped header may be a token */
     }
 }
@@ -95,7 +97,7 @@ static bool read_line(char *line, size_t size)
 
 int main(int argc, char **argv)
 {
-    static struct settings settings = {.measured_s = 1, .limit_s = 60, .parallel = 64};
+    static struct settings settings = {.measured_s = 1, .lead_s = 0.5, .limit_s = 60, .parallel = 64};
     char line[4096];
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     settings.headers = copy("");

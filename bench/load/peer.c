@@ -8,6 +8,8 @@
  *   report          answer "report BYTES MESSAGES WRONG" since the last report, and count from zero
  *   source SIZE     send messages of SIZE without end ...
  *   stop            ... up to here; answered like report, with what was sent
+ *   stall           read nothing more from this stream ...
+ *   resume          ... until any stream brings this; all that stall go on
  */
 #include "load.h"
 
@@ -20,16 +22,37 @@
 
 struct peer {
     struct conn c;
-    bool echoes, checks, in_message, stopping;
+    bool echoes, checks, in_message, stopping, stalls;
     uint64_t bytes, messages, wrong, message_offset;
     const struct block *source;
     uint64_t position;
     char command[COMMAND_BYTES + 1];
     size_t command_len;
+    struct peer *next_stalled;
 };
 
 unsigned listening, requests, failures; /* of the listener, told with our own count */
 static unsigned streams;
+static struct peer *first_stalled;
+
+static void stall(struct peer *p)
+{
+    if (p->stalls)
+        return;
+    p->stalls = p->c.paused = true;
+    p->next_stalled = first_stalled;
+    first_stalled = p;
+}
+
+static void resume(struct peer *p)
+{
+    struct peer **at = &first_stalled;
+    while (*at != p)
+        at = &(*at)->next_stalled;
+    *at = p->next_stalled;
+    p->stalls = p->c.paused = false;
+    conn_update_interest(&p->c);
+}
 
 static void report(struct peer *p)
 {
@@ -58,6 +81,11 @@ static void obey(struct peer *p)
         p->c.wants_out = true;
     } else if (strcmp(p->command, "stop") == 0) {
         p->stopping = true;
+    } else if (strcmp(p->command, "stall") == 0) {
+        stall(p);
+    } else if (strcmp(p->command, "resume") == 0) {
+        while (first_stalled != NULL)
+            resume(first_stalled);
     } else {
         fatal("an order that is not known: %s", p->command);
     }
@@ -156,6 +184,8 @@ static void peer_lost(struct conn *c, const char *why)
     struct peer *p = (struct peer *)c;
     if (p->c.is_client && strncmp(why, "refused", 7) == 0)
         failures++;
+    if (p->stalls)
+        resume(p);
     conn_drop(c);
 }
 

@@ -19,6 +19,9 @@ def result(**job):
         "own_cpu_seconds": 0.5,
         "watched_cpu_seconds": [1.0, 0.25],
         "watched_waited_seconds": [0.5, 0.125],
+        "watched_switches": [8, 1000],
+        "watched_open_bytes": [1 << 20, 0],
+        "watched_stalled_bytes": [3 << 20, 1 << 30],
     }
 
 
@@ -31,6 +34,7 @@ def test_rates_come_from_confirmed_payload_and_time():
     assert figures["busy"] == 0.5
     assert figures["load busy"] == 0.375
     assert figures["starved"] == 0.25
+    assert figures["switches/message"] == 2.0
 
 
 @pytest.mark.parametrize("kind", ["echo", "ping"])
@@ -55,6 +59,28 @@ def test_jobs_beside_the_first_give_their_rate():
     figures = figures_of(both, under_test=1)
     assert figures["beside MiB/s"] == 2.0
     assert figures["p50 µs"] == pytest.approx(1.0, rel=0.01)
+
+
+def test_stalled_streams_are_in_no_rate_and_have_a_price():
+    both = result()
+    both["jobs"].append({"kind": "stall", "size": 1, "count": 8, "seconds": 9.0, "bytes": 1 << 30, "messages": 8})
+    figures = figures_of(both, under_test=1)
+    assert "beside MiB/s" not in figures
+    assert figures["CPU s/GiB"] == 256.0
+    assert figures["KiB/stalled"] == 256.0
+    assert "KiB/stalled" not in figures_of(both, under_test=0)
+
+
+def test_shares_are_of_what_is_fair():
+    figures = figures_of(result(count=4, least_bytes=1 << 19, most_bytes=2 << 20), under_test=1)
+    assert (figures["least share"], figures["most share"]) == (0.5, 2.0)
+    assert "least share" not in figures_of(result(least_bytes=1, most_bytes=1), under_test=1)
+
+
+def test_requests_cross_once_with_their_answers():
+    figures = figures_of(result(kind="http"), under_test=1)
+    assert figures["CPU µs/request"] == 250_000
+    assert figures["switches/request"] == 2.0
 
 
 def test_percentiles_weigh_by_count():
