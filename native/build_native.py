@@ -14,7 +14,7 @@ from cffi import FFI
 HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parent
 
-HEADERS = ("rc_mask.h", "rc_frame.h", "rc_decode.h", "rc_pool.h", "rc_session.h", "rc_python.h")
+HEADERS = ("rc_mask.h", "rc_frame.h", "rc_decode.h", "rc_pool.h", "rc_session.h", "rc_engine.h", "rc_python.h")
 
 
 def project_path(path: Path) -> str:
@@ -22,7 +22,7 @@ def project_path(path: Path) -> str:
     return path.relative_to(PROJECT).as_posix()
 
 
-compile_args = ["-std=c11", "-O2", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"]
+compile_args = ["-std=c11", "-O2", "-pthread", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"]
 if os.environ.get("RELAYCORE_WERROR") == "1":
     compile_args.append("-Werror")
 
@@ -32,9 +32,10 @@ ffibuilder.set_source(
     "relaycore._native._rc",
     "\n".join(f'#include "{name}"' for name in HEADERS),
     sources=sorted(project_path(path) for path in (HERE / "src").glob("rc_*.c")),
-    depends=sorted(project_path(path) for path in (HERE / "include").glob("rc_*.h")),
+    depends=sorted(project_path(path) for folder in ("include", "src") for path in (HERE / folder).glob("rc_*.h")),
     include_dirs=[project_path(HERE / "include")],
     extra_compile_args=compile_args,
+    extra_link_args=["-pthread"],
     py_limited_api=True,
 )
 

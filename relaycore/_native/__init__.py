@@ -1,9 +1,11 @@
-"""Thin typed face of the C library (``native/``): frames and masks, receive buffers, the brain of a joined session.
+"""Thin typed face of the C library (``native/``): frames and masks, receive buffers, the brain of a joined
+session, and the engine that moves its bytes.
 
-It knows ffi and nothing with a policy: no sockets, no clock, no idea who is connected. A call crosses into C once, with
-everything that one receive brought.
+It knows ffi and nothing with a policy: no idea who is connected, no sockets and no clock but in the engine's own threads.
+A call crosses into C once, with everything that one receive brought.
 """
 
+from .engine import Engine, EngineEnd, EngineStatistics, Job, engine_is_available
 from .frames import Decoder, FramingError, apply_mask, encode_frame, mask_implementation
 from .pool import HEADROOM_BYTES, Buffer, Pool, PoolStatistics
 from .session import DirectionStatistics, Session, SessionStatistics, Step, StepEvent
@@ -13,7 +15,11 @@ __all__ = [
     "Buffer",
     "Decoder",
     "DirectionStatistics",
+    "Engine",
+    "EngineEnd",
+    "EngineStatistics",
     "FramingError",
+    "Job",
     "Pool",
     "PoolStatistics",
     "Session",
@@ -22,5 +28,6 @@ __all__ = [
     "StepEvent",
     "apply_mask",
     "encode_frame",
+    "engine_is_available",
     "mask_implementation",
 ]

@@ -54,6 +54,52 @@ class PoolPointer(CData, Protocol):
     peak: int
     exhausted: int
 
+class _Lane(Protocol):
+    early: CData
+    early_bytes: int
+
+class _LaneArray(Protocol):
+    def __getitem__(self, index: int) -> _Lane: ...
+
+class _Sockets(Protocol):
+    def __setitem__(self, index: int, value: int) -> None: ...
+
+class JobPointer(CData, Protocol):
+    session: CData
+    token: int
+    sockets: _Sockets
+    half_closed_ms: int
+    close_ms: int
+    idle_ms: int
+    end: int
+    by: int
+    offender: int
+    error: int
+    lanes: _LaneArray
+
+class EngineStatisticsPointer(CData, Protocol):
+    jobs: int
+    buffers_in_use: int
+    starved: int
+    buffers_peak: int
+    exhausted: int
+    completed: int
+    turns: int
+    receives: int
+    sends: int
+    blocked: int
+    waits: int
+    sleeps: int
+    commands: int
+    bytes_in: int
+    bytes_out: int
+
+class EngineHandlePointer(CData, Protocol):
+    def __getitem__(self, index: int) -> CData: ...
+
+class TokenArray(CData, Protocol):
+    """``uint64_t[]``, read with ``ffi.unpack``."""
+
 class StepPointer(CData, Protocol):
     out_offset: int
     out_bytes: int
@@ -97,7 +143,16 @@ class _FFI:
     @overload
     def new(self, ctype: Literal["uint8_t **"]) -> SlabPointer: ...
     @overload
+    def new(self, ctype: Literal["uint64_t[]"], init: int) -> TokenArray: ...
+    @overload
+    def new(self, ctype: Literal["struct rc_job *"]) -> JobPointer: ...
+    @overload
+    def new(self, ctype: Literal["struct rc_engine **"]) -> EngineHandlePointer: ...
+    @overload
+    def new(self, ctype: Literal["struct rc_engine_statistics *"]) -> EngineStatisticsPointer: ...
+    @overload
     def new(self, ctype: Literal["uint8_t[]"], init: int) -> CData: ...
+    def unpack(self, handle: TokenArray, length: int) -> list[int]: ...
     def from_buffer(self, ctype: Literal["uint8_t[]"], data: BytesLike, require_writable: bool = False) -> CData: ...
     def release(self, handle: CData) -> None: ...
     def buffer(self, handle: CData, size: int = -1) -> CArea: ...
@@ -109,6 +164,7 @@ class _Lib:
     RC_OK: Final[int]
     RC_ENOBUF: Final[int]
     RC_ESTALE: Final[int]
+    RC_ENOMEM: Final[int]
     RC_EPROTO_RSV: Final[int]
     RC_EPROTO_OPCODE: Final[int]
     RC_EPROTO_FRAGMENTED: Final[int]
@@ -190,6 +246,28 @@ class _Lib:
     def rc_session_counters(
         self, session: SessionPointer, direction: int, counters: CountersPointer, close_code: CodePointer
     ) -> None: ...
+    RC_ENGINE_THREADS_MAX: Final[int]
+    RC_END_CLOSED: Final[int]
+    RC_END_ABORTED: Final[int]
+    RC_END_PROTOCOL_ERROR: Final[int]
+    RC_END_HALF_CLOSED_TIMEOUT: Final[int]
+    RC_END_RELAY_CLOSED: Final[int]
+    RC_END_IDLE_TIMEOUT: Final[int]
+    RC_END_CANCELLED: Final[int]
+    RC_END_REFUSED: Final[int]
+    RC_BY_RELAY: Final[int]
+    RC_BY_SENDER: Final[int]
+    RC_BY_LISTENER: Final[int]
+    def rc_engine_is_available(self) -> bool: ...
+    def rc_engine_open(self, engine: EngineHandlePointer, threads: int, buffers: int, buffer_bytes: int) -> int: ...
+    def rc_engine_shut(self, engine: CData) -> None: ...
+    def rc_engine_free(self, engine: CData) -> None: ...
+    def rc_engine_fd(self, engine: CData) -> int: ...
+    def rc_engine_submit(self, engine: CData, job: JobPointer) -> None: ...
+    def rc_engine_close(self, engine: CData, job: JobPointer, code: int, reason: CData, length: int) -> int: ...
+    def rc_engine_cancel(self, engine: CData, job: JobPointer) -> None: ...
+    def rc_engine_completions(self, engine: CData, tokens: TokenArray, room: int) -> int: ...
+    def rc_engine_statistics(self, engine: CData, statistics: EngineStatisticsPointer) -> None: ...
 
 ffi: Final[_FFI]
 lib: Final[_Lib]
