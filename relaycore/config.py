@@ -223,6 +223,9 @@ class TimeoutsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     half_closed: Span = 600.0
     """Silence on a session of which one side has sent its Close; then the session is cut (wire contract 8.7)."""
 
+    idle: SpanOrOff = 0.0
+    """Silence on a session, both ways, until it is cut; 0 leaves idle ones alone (wire contract 8.11)."""
+
     close: Span = 10.0
     """How long the relay waits for the answer to its own Close before it cuts. The .NET library waits as long."""
 
@@ -236,6 +239,17 @@ class TimeoutsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     refusal_delay: SpanOrOff = 2.0
     """Longest delay of a refusal to a client address beyond its rate. Two seconds slow a retry loop a thousandfold and
     still answer before any client gives up."""
+
+
+class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Who moves the bytes of joined sessions."""
+
+    mover: Literal["auto", "engine", "trio"] = "auto"
+    """``engine``: threads of C, without Python on the way, for plain sockets on Linux; sessions over TLS are moved by Trio
+    all the same. ``trio``: Trio tasks for all. ``auto``: the engine where the system has what it needs."""
+
+    threads: Annotated[int, Meta(ge=0, le=64)] = 0
+    """Threads of the engine; 0 is one for each core that the process may use. A session stays with one thread."""
 
 
 class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -261,6 +275,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     store: StoreConfig = StoreConfig()
     limits: LimitsConfig = LimitsConfig()
     timeouts: TimeoutsConfig = TimeoutsConfig()
+    engine: EngineConfig = EngineConfig()
     log: LogConfig = LogConfig()
 
 

@@ -277,9 +277,9 @@ async def _join(
         session = Session(
             SessionLeg(LegKind.WS_SERVER, peer.stream, early),
             SessionLeg(LegKind.WS_SERVER, listener.stream, listener.early),
-            gateway.pool,
             half_closed_timeout=timeouts.half_closed,
             close_timeout=timeouts.close,
+            idle_timeout=timeouts.idle,
         )
         live = LiveSession(session, namespace, entity.path, tracking_id)
         gateway.sessions.add(live)
@@ -304,7 +304,7 @@ async def _join(
                 rule=grant.rule_name,
                 subprotocol=protocol or "",
             )
-            result = await session.run()
+            result = await gateway.mover.run(session)
         except (trio.BrokenResourceError, trio.TooSlowError):
             # One of the two went away between its handshake and our 101: an abort like any other.
             result = SessionResult(EndReason.ABORTED, CloseBy.RELAY, session.statistics())

@@ -8,8 +8,9 @@
     ├── patience               looks after HTTP requests that are not answered at once
     ├── certificate watcher
     ├── accept loop            one per listening socket
+    ├── engine                 threads of C that move joined sessions, and the task that hears of their ends
     └── connections            one task each: TLS, front door, and whatever that leads to
-        └── sessions           two tasks, in the sender's connection
+        └── sessions           none but the sender's connection; two tasks where Trio moves the bytes
 
 Order of the end: stop accepting; close control channels and sessions with 1001 (wire contract 13); wait until the
 connections have gone, at most the drain time; cut the rest; close the store.
@@ -20,7 +21,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Sized
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 
 import trio
@@ -29,6 +30,7 @@ from ..broker.model import Namespace, endpoint_not_found, fold
 from ..config import Config, default_store_path
 from ..errors import ConfigError, Refused
 from ..net.accept import TlsContext, open_listeners
+from ..net.engine import Engine, EngineStatistics, engine_is_available, open_engine
 from ..net.linger import cut
 from ..store.base import Change, ChangeKind, Store
 from ..store.sqlite import open_sqlite
@@ -70,13 +72,15 @@ class ServerStatistics:
     Attributes:
       open_connections: accepted TCP connections, whatever they are used for.
       listeners, sessions, waiting_senders: control channels, joined pairs, senders without a listener yet.
-      buffers_in_use, buffers_peak, buffers_exhausted: receive buffers out now, at most, and how often none was left.
+      buffers_in_use, buffers_peak, buffers_exhausted: receive buffers out now, at most, and how often none was left;
+        those of the engine's threads together with Trio's.
       exchanges: relayed HTTP requests under way.
       requests_answered, requests_failed: ended ones that got a listener's whole answer, and those that did not.
       http_buffered_bytes, http_buffered_peak: bodies of such requests held in memory now, and at most so far.
       sessions_by_reason: ended sessions, by :class:`relaycore.net.session.EndReason`.
       refusals_by_reason: refusals, by :class:`relaycore.vocab.RefusalReason`.
       bytes_to_listener, bytes_to_sender: payload of ended sessions.
+      engine: what the engine's threads have counted; None without an engine.
     """
 
     open_connections: int
@@ -95,6 +99,7 @@ class ServerStatistics:
     refusals_by_reason: dict[str, int]
     bytes_to_listener: int
     bytes_to_sender: int
+    engine: EngineStatistics | None
 
 
 def tune_collector() -> None:
@@ -152,14 +157,15 @@ class Server:
         """Snapshot of the counters; not a checkpoint."""
         gateway = self._gateway
         pool = gateway.pool.statistics()
+        engine = gateway.engine.statistics() if gateway.engine is not None else None
         return ServerStatistics(
             open_connections=gateway.open_connections,
             listeners=len(gateway.channels),
             sessions=len(gateway.sessions),
             waiting_senders=len(gateway.waiters),
-            buffers_in_use=pool.in_use,
-            buffers_peak=pool.peak,
-            buffers_exhausted=pool.exhausted,
+            buffers_in_use=pool.in_use + (engine.buffers_in_use if engine else 0),
+            buffers_peak=pool.peak + (engine.buffers_peak if engine else 0),
+            buffers_exhausted=pool.exhausted + (engine.exhausted if engine else 0),
             exchanges=len(gateway.exchanges),
             requests_answered=gateway.requests_answered,
             requests_failed=gateway.requests_failed,
@@ -169,6 +175,7 @@ class Server:
             refusals_by_reason={reason.value: count for reason, count in gateway.refusals_by_reason.items()},
             bytes_to_listener=gateway.bytes_to_listener,
             bytes_to_sender=gateway.bytes_to_sender,
+            engine=engine,
         )
 
     def check_consistency(self) -> list[str]:
@@ -183,6 +190,7 @@ class Server:
             *gateway.rendezvous.check_consistency(),
             *gateway.connections.check_consistency(),
             *gateway.http_buffers.check_consistency(),
+            *(gateway.engine.check_consistency() if gateway.engine is not None else []),
         ]
         registered = {entry.handle for entry in gateway.registry.all_listeners()}
         live = {channel for channel in gateway.channels if channel.is_open}
@@ -196,7 +204,7 @@ class Server:
         waiting = len(gateway.waiters) + len(gateway.exchanges)
         if addresses > waiting:
             problems.append(f"{addresses} open addresses for {waiting} waiting senders")
-        in_use = gateway.pool.statistics().in_use
+        in_use = self.statistics().buffers_in_use
         if in_use > 4 * len(gateway.sessions):
             problems.append(f"{in_use} buffers in use by {len(gateway.sessions)} sessions")
         if not gateway.open_connections:
@@ -278,12 +286,27 @@ async def serve(  # noqa: ASYNC128 - the task tree below tells
         listeners = await open_listeners(config.server.host, config.server.port, backlog=config.server.backlog)
         for listener in listeners:
             stack.push_async_callback(listener.aclose)
-        gateway = Gateway(config, store, trace or Trace(), now_unix=now_unix)
+        engine = await stack.enter_async_context(_open_engine(config)) if _wants_engine(config) else None
+        gateway = Gateway(config, store, trace or Trace(), engine=engine, now_unix=now_unix)
         addresses = [listener.socket.getsockname()[:2] for listener in listeners]
         server = Server(gateway, addresses, tls)
         unsubscribe = store.subscribe(_ChangeWatcher(gateway).on_change)
         stack.callback(unsubscribe)
         await _Running(gateway, server, listeners, tls).run(task_status)
+
+
+def _wants_engine(config: Config) -> bool:
+    if config.engine.mover == "engine" and not engine_is_available():
+        raise ConfigError("engine.mover is engine, but this system has no epoll; auto uses the engine where it can")
+    return config.engine.mover != "trio" and engine_is_available()
+
+
+def _open_engine(config: Config) -> AbstractAsyncContextManager[Engine]:
+    return open_engine(
+        threads=config.engine.threads,
+        buffers=config.limits.pool_buffers,
+        buffer_bytes=config.limits.pool_buffer_bytes,
+    )
 
 
 class _ChangeWatcher:
@@ -483,7 +506,11 @@ class _Running:
         while True:
             await trio.sleep(_STALL_CHECK_INTERVAL)
             for live in list(self._gateway.sessions):
-                live.session.check_sources_nowait()
+                try:
+                    live.session.check_sources_nowait()
+                except Exception as error:
+                    # What is wrong with one session must not end all of them.
+                    self._report(error)
 
     def _on_tls_reload(self, error: ConfigError | None) -> None:
         if error is None:

@@ -24,6 +24,7 @@ from ..config import Config
 from ..errors import EndpointNotFound, ServerBusy
 from ..net.linger import cut
 from ..net.pool import BufferPool
+from ..net.mover import Mover
 from ..net.session import EndReason, SessionResult
 from ..net.websocket import WebSocketLeg
 from ..store.base import Store
@@ -35,6 +36,7 @@ from ..wire.status import close_reason, make_tracking_id, refusal_reason_phrase
 from .exchange import Exchange, Patience
 
 if TYPE_CHECKING:
+    from ..net.engine import Engine
     from .control_channel import ControlChannel
     from .relay_stream import LiveSession
     from .waiter import StreamWaiter
@@ -96,6 +98,7 @@ class Gateway:
         store: Store,
         trace: Trace,
         *,
+        engine: Engine | None = None,
         now_unix: Callable[[], float] = time.time,
         rng: random.Random | None = None,
     ) -> None:
@@ -107,6 +110,8 @@ class Gateway:
         self.now_unix = now_unix
         self.rng = rng or random.Random()
         self.pool = BufferPool(buffers=limits.pool_buffers, buffer_bytes=limits.pool_buffer_bytes)
+        self.engine = engine
+        self.mover = Mover(self.pool, engine)
         # The books.
         self.authorizer = Authorizer()
         self.registry = Registry(max_per_entity=limits.listeners_per_entity)

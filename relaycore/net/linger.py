@@ -23,11 +23,14 @@ _TCP_CLOSE = 7
 def is_reset(stream: trio.abc.Stream) -> bool:
     """Whether the peer has reset the TCP connection below a stream, without reading from it.
 
-    For streams that nobody reads at the moment. Where the system does not tell (Linux does), the answer is no.
+    For streams that nobody reads at the moment. Where the system does not tell (Linux does), the answer is no, and so
+    it is for a stream that this side has closed: whoever asks about many may meet one whose owner is letting go of it.
     """
     if isinstance(stream, trio.SSLStream):
         stream = stream.transport_stream
     if not isinstance(stream, trio.SocketStream) or not hasattr(trio.socket, "TCP_INFO"):
+        return False
+    if stream.socket.fileno() < 0:
         return False
     state: bytes = stream.socket.getsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_INFO, 1)
     return state[0] == _TCP_CLOSE

@@ -1,0 +1,211 @@
+"""The native engine as a Trio citizen: sessions over sockets, moved by threads of C.
+
+Theory of operation
+-------------------
+
+::
+
+      run(session)                    C threads                      one Trio task for all sessions
+      ────────────                    ─────────                      ───────────────────────────────
+      submit ───────────────────────▶ move bytes
+      park                            ... for hours, and no Python wakes
+                                      done: token, eventfd ────────▶ wait_readable ─▶ tokens of one crossing
+      wake  ◀──────────────────────────────────────────────────────── reschedule each task
+      close both streams
+
+      cancelled while parked: cancel ▶ let go at once ─────────────▶ reschedule with the cancellation
+
+A descriptor never has two owners: a parked task is woken by nothing but its own completion, so whoever cancels it waits
+for C to let go. That takes one round of a thread, which never blocks. The task that takes completions is shielded
+for the same reason, and ends last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import AsyncIterator, Callable
+from typing import Final, NoReturn
+
+import outcome
+import trio
+
+from .._native import Engine as Native
+from .._native import EngineEnd, EngineStatistics, Job, engine_is_available
+from ..vocab import CloseBy
+from .session import EndReason, Session, SessionResult
+
+__all__ = ["Engine", "EngineStatistics", "engine_is_available", "open_engine"]
+
+DEFAULT_BUFFERS: Final = 4_096
+DEFAULT_BUFFER_BYTES: Final = 65_536
+
+_REASONS: Final = {
+    EngineEnd.CLOSED: EndReason.CLOSED,
+    EngineEnd.ABORTED: EndReason.ABORTED,
+    EngineEnd.PROTOCOL_ERROR: EndReason.PROTOCOL_ERROR,
+    EngineEnd.HALF_CLOSED_TIMEOUT: EndReason.HALF_CLOSED_TIMEOUT,
+    EngineEnd.IDLE_TIMEOUT: EndReason.IDLE_TIMEOUT,
+    EngineEnd.RELAY_CLOSED: EndReason.RELAY_CLOSED,
+    EngineEnd.CANCELLED: EndReason.RELAY_CLOSED,  # the engine was shut below it
+}
+
+
+class _Running:
+    """A session in the engine; its driver."""
+
+    __slots__ = ("_cancel", "_native", "job", "task")
+
+    def __init__(self, native: Native, job: Job) -> None:
+        self._native = native
+        self.job = job
+        self.task = trio.lowlevel.current_task()
+        self._cancel: Callable[[], NoReturn] | None = None
+
+    def close_nowait(self, code: int, reason: bytes) -> None:
+        self._native.close(self.job, code, reason)
+
+    def check_sources_nowait(self) -> None:
+        pass  # epoll tells the engine
+
+    def abort(self, cancel: Callable[[], NoReturn]) -> trio.lowlevel.Abort:
+        """Trio wants the task to stop waiting."""
+        self._cancel = cancel
+        self._native.cancel(self.job)
+        return trio.lowlevel.Abort.FAILED
+
+    def wake(self) -> None:
+        """C has let go."""
+        if self._cancel is not None and self.job.end is EngineEnd.CANCELLED:
+            trio.lowlevel.reschedule(self.task, outcome.capture(self._cancel))
+        else:
+            trio.lowlevel.reschedule(self.task)
+
+
+class Engine:
+    """Runs sessions whose legs are both sockets. From `open_engine`; for one Trio run."""
+
+    def __init__(self, native: Native) -> None:
+        self._native = native
+        self._running: dict[int, _Running] = {}
+        self._next_token = 0
+
+    def can_run(self, session: Session) -> bool:
+        """Whether both legs are plain sockets."""
+        return isinstance(session.sender.stream, trio.SocketStream) and isinstance(
+            session.listener.stream, trio.SocketStream
+        )
+
+    async def run(self, session: Session) -> SessionResult:
+        """Move bytes until both sides are done, then close both streams.
+
+        Both streams are closed when this returns or raises; cancelling it cuts both legs. When it returns or raises, C
+        touches neither descriptor.
+
+        Raises:
+          OSError: the system does not let the engine watch the sockets.
+        """
+        try:
+            result = await self.carry(session)
+        except OSError:
+            await session.part(None)  # noqa: ASYNC120 - shields itself
+            raise
+        return result
+
+    async def carry(self, session: Session) -> SessionResult:
+        """As `run`, but on OSError nothing was read or sent, and the legs are the caller's as they were."""
+        sender, listener = session.sender, session.listener
+        assert isinstance(sender.stream, trio.SocketStream)
+        assert isinstance(listener.stream, trio.SocketStream)
+        token = self._next_token = self._next_token + 1
+        job = Job(
+            session.brain,
+            token,
+            sender.stream.socket.fileno(),
+            listener.stream.socket.fileno(),
+            early=(sender.early, listener.early),
+            half_closed=session.half_closed_timeout,
+            close=session.close_timeout,
+            idle=session.idle_timeout,
+        )
+        running = self._running[token] = _Running(self._native, job)
+        session.driver = running
+        self._native.submit(job)
+        reason = None
+        is_refused = False
+        try:
+            await trio.lowlevel.wait_task_rescheduled(running.abort)
+            is_refused = job.end is EngineEnd.REFUSED
+            if not is_refused:
+                reason = _REASONS[job.end]
+        finally:
+            if not is_refused:
+                # Shields itself.
+                await session.part(reason, offender=job.offender)  # noqa: ASYNC102
+        if is_refused:
+            session.driver = None
+            raise OSError(job.error, os.strerror(job.error))
+        assert reason is not None
+        return SessionResult(reason, job.by, session.statistics())
+
+    def take_completions(self) -> None:
+        """Wake the tasks of sessions that have ended."""
+        while tokens := self._native.completions():
+            for token in tokens:
+                self._running.pop(token).wake()
+
+    def statistics(self) -> EngineStatistics:
+        """Counters of all threads; not a checkpoint."""
+        return self._native.statistics()
+
+    def check_consistency(self) -> list[str]:
+        """Recount: what C holds beside what runs here.
+
+        Returns: one sentence for each thing that does not fit.
+        """
+        counts = self._native.statistics()
+        problems = []
+        if counts.jobs > len(self._running):
+            problems.append(f"the engine holds {counts.jobs} sessions, but {len(self._running)} run")
+        if not self._running and counts.buffers_in_use:
+            problems.append(f"{counts.buffers_in_use} of the engine's buffers are out, and no session runs")
+        return problems
+
+
+@contextlib.asynccontextmanager
+async def open_engine(
+    *, threads: int = 0, buffers: int = DEFAULT_BUFFERS, buffer_bytes: int = DEFAULT_BUFFER_BYTES
+) -> AsyncIterator[Engine]:
+    """Start the engine's threads; they end with the block, and cut what still runs then.
+
+    Args:
+      threads: how many; 0 is one for each core that this process may use.
+      buffers: receive buffers, shared out among the threads. A direction borrows one from a receive to the complete send;
+        while none is free it goes on with a reserve of 4 KiB ones, four for each.
+      buffer_bytes: size of each; what one receive can take.
+
+    Raises:
+      LocalProtocolError: numbers out of range, or no engine on this system; see `engine_is_available`.
+      MemoryError: memory, descriptors or threads were refused.
+    """
+    native = Native(threads=threads or len(os.sched_getaffinity(0)), buffers=buffers, buffer_bytes=buffer_bytes)
+    engine = Engine(native)
+    try:
+        async with trio.open_nursery() as nursery:
+            # Whoever is cancelled below waits for its completion; so who brings that must not be cancelled before.
+            scope = trio.CancelScope(shield=True)
+            nursery.start_soon(_watch, engine, native.fileno(), scope)
+            try:
+                yield engine
+            finally:
+                scope.cancel()
+    finally:
+        native.shut()
+        engine.take_completions()
+
+
+async def _watch(engine: Engine, fd: int, scope: trio.CancelScope) -> None:
+    with scope:
+        while True:
+            await trio.lowlevel.wait_readable(fd)
+            engine.take_completions()
