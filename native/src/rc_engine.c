@@ -28,8 +28,8 @@
  *      caller, later:                old has DONE: nothing is pushed any more
  *
  * 3. Completions are a stack as well, pushed by all threads and taken by the caller. Only who pushes onto an empty stack
- *    writes to the eventfd, and the caller clears the eventfd before it takes the stack: no wake-up is lost, and a hundred
- *    completions cost one.
+ *    writes to the eventfd, and the caller clears it when it has found nothing more, and then looks once again: no wake-up is
+ *    lost, a hundred completions cost one, and the eventfd stays readable while the caller leaves some for later.
  */
 #define _DEFAULT_SOURCE
 #include "rc_engine.h"
@@ -68,7 +68,7 @@ struct thread {
     uint32_t is_stopping; /* atomic */
     struct rc_job *jobs;  /* all that it has */
     struct rc_job *commands; /* atomic: the stack of section 2 */
-    uint64_t submitted;      /* written by the caller */
+    uint64_t submitted;      /* counted by the caller */
 };
 
 struct rc_engine {
@@ -351,8 +351,12 @@ int rc_engine_fd(const struct rc_engine *engine) {
     return engine->fd;
 }
 
+/* Completed first: a job completed meanwhile must not be missing among those submitted. */
 static uint64_t load_of(const struct thread *thread) {
-    return thread->submitted - rc_counted(&thread->worker.counts.completed);
+    uint64_t completed = __atomic_load_n(&thread->worker.counts.completed, __ATOMIC_ACQUIRE);
+    uint64_t submitted = rc_counted(&thread->submitted);
+
+    return submitted > completed ? submitted - completed : 0;
 }
 
 void rc_engine_submit(struct rc_engine *engine, struct rc_job *job) {
@@ -363,7 +367,7 @@ void rc_engine_submit(struct rc_engine *engine, struct rc_job *job) {
         if (load_of(&engine->threads[i]) < load_of(best))
             best = &engine->threads[i];
     job->thread = (uint32_t)(best - engine->threads);
-    best->submitted++;
+    rc_count(&best->submitted, 1);
     command(best, job, COMMAND_START);
 }
 
@@ -387,12 +391,14 @@ size_t rc_engine_completions(struct rc_engine *engine, uint64_t *tokens, size_t 
     size_t count = 0;
 
     while (count < room) {
+        if (engine->taken == NULL)
+            engine->taken = take_all(&engine->completions);
         if (engine->taken == NULL) {
             hush(engine->fd);
             engine->taken = take_all(&engine->completions);
-            if (engine->taken == NULL)
-                break;
         }
+        if (engine->taken == NULL)
+            break;
         struct rc_job *job = engine->taken;
         engine->taken = job->next;
         tokens[count++] = job->token;
