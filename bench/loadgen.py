@@ -46,7 +46,8 @@ class Route:
     """Where the client dials and what stands in between.
 
     ``under_test`` and ``load`` are process ids. ``headers`` may hold tokens: they go over a pipe, never into arguments.
-    ``http`` is the port and target for requests, where the topology carries them.
+    ``http`` is the port and target for requests, where the topology carries them. With ``wraps`` a gateway from WebSocket
+    to TCP is dialled, and each stream stands inside one more WebSocket that the gateway takes off.
     """
 
     host: str
@@ -56,6 +57,7 @@ class Route:
     load: tuple[int, ...]
     headers: tuple[str, ...] = field(default=(), repr=False)
     http: tuple[int, str] | None = None
+    wraps: bool = False
 
 
 @dataclass(frozen=True)
@@ -148,4 +150,5 @@ def client_settings(
         f"seconds {measured_s:.3f}",
         f"limit {limit_s}",
         *(["hold"] if hold else []),
+        *(["wrap"] if route.wraps else []),
     ]

@@ -155,20 +155,25 @@ const struct block *block_of(size_t message, bool masked)
     for (struct block *b = blocks; b != NULL; b = b->next)
         if (b->message == message && b->masked == masked)
             return b;
-    uint8_t head[14];
+    uint8_t head[14], outer[14];
     size_t head_len = frame_header(head, OP_BINARY, true, message, masked ? mask_key : NULL);
-    size_t frame = head_len + message, count = 65536 / frame > 1 ? 65536 / frame : 1;
+    size_t outer_len = masked && wraps_streams ? frame_header(outer, OP_BINARY, true, head_len + message, mask_key) : 0;
+    size_t frame = outer_len + head_len + message, count = 65536 / frame > 1 ? 65536 / frame : 1;
     struct block *b = malloc(sizeof *b);
     uint8_t *data = malloc(frame * count);
     if (b == NULL || data == NULL)
         fatal("out of memory");
     for (size_t i = 0; i < count; i++) {
         uint8_t *out = data + i * frame;
+        memcpy(out, outer, outer_len);
+        out += outer_len;
         memcpy(out, head, head_len);
         if (masked)
             xor_key(out + head_len, pattern, message, mask_key);
         else
             memcpy(out + head_len, pattern, message);
+        if (outer_len > 0)
+            xor_key(out, out, head_len + message, mask_key);
     }
     *b = (struct block){.message = message, .frame = frame, .len = frame * count, .masked = masked, .data = data, .next = blocks};
     blocks = b;

@@ -125,6 +125,8 @@ struct conn {
     bool mid_frame; /* conn_pump or conn_send_parts stopped inside a frame: nothing else may be queued */
     struct queue out;
     struct frame_reader in;
+    struct frame_reader outer; /* of the WebSocket around the stream */
+    bool outer_open;
     uint8_t control[COMMAND_BYTES]; /* payload of the ping or Close being read */
     size_t control_len;
     char *head;
@@ -136,6 +138,11 @@ uint64_t now_ns(void);
 __attribute__((noreturn, format(printf, 1, 2))) void fatal(const char *format, ...);
 /* Prints text as a JSON string. */
 void print_json_string(const char *text);
+
+/* Set before the first dial: every stream that is dialled stands inside a WebSocket of its own, each of its frames the payload of a
+ * binary one. What is dialled then is a gateway that takes the outer WebSocket off and speaks plain TCP to the far end. Blocks for
+ * dialled streams come wrapped. */
+extern bool wraps_streams;
 
 void loop_init(void);
 /* Waits at most timeout_ms (-1: for ever) and serves what is ready. */

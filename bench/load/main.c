@@ -5,6 +5,7 @@
  *   job COUNT KIND SIZE                client: COUNT streams of sink, source, echo, ping, idle, join, stall or unread with messages of
  *                                      SIZE bytes,
  *                                      or COUNT connections of http with request and response bodies of SIZE
+ *   wrap                               client: what is dialled is a WebSocket gateway to TCP; each stream stands inside one more WebSocket
  *   watch PID                          client: a process whose CPU time is measured with the jobs
  *   warm SECONDS / seconds SECONDS     client: lengths of the phases
  *   lead SECONDS                       client: how much earlier stalled streams begin (default 0.5)
@@ -72,6 +73,8 @@ static void read_setting(struct settings *s, char *line)
         s->watched[s->watched_count++] = pid;
     } else if (strcmp(line, "hold") == 0) {
         s->holds = true;
+    } else if (strcmp(line, "wrap") == 0) {
+        wraps_streams = true;
     } else if (sscanf(line, "warm %lf", &s->warm_s) != 1 && sscanf(line, "seconds %lf", &s->measured_s) != 1 &&
                sscanf(line, "lead %lf", &s->lead_s) != 1 && sscanf(line, "parallel %u", &s->parallel) != 1 && sscanf(line, "limit %u", &s->limit_s) != 1) {
         fatal("a setting that is not known: %.20s", line); /* never whole: a mistyped header may be a token */

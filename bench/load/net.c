@@ -19,6 +19,7 @@
 #include <time.h>
 #include <unistd.h>
 
+bool wraps_streams;
 static int epoll_fd;
 static uint8_t input[READ_BYTES];
 static void (*incoming_handler)(int fd);
@@ -140,6 +141,18 @@ void conn_queue(struct conn *c, const void *data, size_t len)
     memcpy(conn_reserve(c, len), data, len);
 }
 
+/* What is not a ready-made block: orders, control frames and the inner handshake. */
+static void queue_wrapped(struct conn *c, const void *data, size_t len)
+{
+    uint8_t head[14];
+    if (!c->outer_open) {
+        conn_queue(c, data, len);
+        return;
+    }
+    conn_queue(c, head, frame_header(head, OP_BINARY, true, len, mask_key));
+    xor_key(conn_reserve(c, len), data, len, mask_key);
+}
+
 void conn_queue_frame(struct conn *c, uint8_t opcode, const void *payload, size_t len)
 {
     uint8_t frame[14 + COMMAND_BYTES];
@@ -151,7 +164,7 @@ void conn_queue_frame(struct conn *c, uint8_t opcode, const void *payload, size_
         xor_key(frame + head, payload, len, key);
     else
         memcpy(frame + head, payload, len);
-    conn_queue(c, frame, head + len);
+    queue_wrapped(c, frame, head + len);
 }
 
 void conn_queue_text(struct conn *c, const char *format, ...)
@@ -190,8 +203,8 @@ void conn_drop(struct conn *c)
     c->head = NULL;
     c->head_len = 0;
     c->out = (struct queue){0};
-    c->in = (struct frame_reader){0};
-    c->wants_out = c->paused = c->mid_frame = false;
+    c->in = c->outer = (struct frame_reader){0};
+    c->wants_out = c->paused = c->mid_frame = c->outer_open = false;
     if (c->free_when_dropped) {
         if (dropped_count == sizeof dropped / sizeof dropped[0])
             fatal("too many connections ended in one turn");
@@ -414,6 +427,20 @@ static bool answer_request(struct conn *c)
     return true;
 }
 
+/* The gateway has answered. The far end behind it asks neither for a path nor for headers. */
+static void open_inner(struct conn *c)
+{
+    char request[200];
+    int len = snprintf(request, sizeof request,
+                       "GET / HTTP/1.1\r\nHost: far\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                       "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: %s\r\n\r\n",
+                       c->key);
+    c->outer_open = true;
+    queue_wrapped(c, request, (size_t)len);
+}
+
+static void handle_input(struct conn *c, uint8_t *data, size_t len);
+
 static void handle_data(struct conn *c, uint8_t *data, size_t len)
 {
     if (c->state == CONN_OPEN) {
@@ -441,10 +468,39 @@ static void handle_data(struct conn *c, uint8_t *data, size_t len)
         return;
     free(c->head);
     c->head = NULL;
+    if (wraps_streams && c->is_client && !c->outer_open) {
+        open_inner(c);
+        handle_input(c, data + used, len - used);
+        return;
+    }
     c->state = CONN_OPEN;
     c->ops->opened(c);
     if (c->state == CONN_OPEN && used < len)
         c->ops->data(c, data + used, len - used);
+}
+
+/* What was read, without the WebSocket around it if there is one. */
+static void handle_input(struct conn *c, uint8_t *data, size_t len)
+{
+    struct piece piece;
+    uint8_t *end = data + len;
+    int result = 0;
+    if (!c->outer_open) {
+        handle_data(c, data, len);
+        return;
+    }
+    while (c->outer_open && (result = frame_next(&c->outer, &data, end, &piece)) > 0) {
+        if (piece.opcode == OP_CLOSE) {
+            lose(c, "the gateway's Close");
+            return;
+        }
+        if (piece.masked)
+            fatal("a masked frame from the gateway");
+        if (piece.opcode == OP_BINARY && piece.len > 0)
+            handle_data(c, piece.data, piece.len);
+    }
+    if (result < 0)
+        fatal("a gateway with broken framing");
 }
 
 static void serve(struct conn *c, uint32_t events)
@@ -478,7 +534,7 @@ static void serve(struct conn *c, uint32_t events)
     if (events & (EPOLLIN | EPOLLHUP | EPOLLERR)) {
         ssize_t n = recv(c->fd, input, sizeof input, 0);
         if (n > 0) {
-            handle_data(c, input, (size_t)n);
+            handle_input(c, input, (size_t)n);
         } else if (n == 0) {
             lose(c, "end of stream");
         } else if (errno != EAGAIN && errno != EINTR) {

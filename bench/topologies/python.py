@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
 from ..loadgen import Route
 from ..toolchain import PROGRAM
-from .base import Stage, topology
+from .base import Stage, free_port, topology
 
 PICOWS = PROGRAM["picows"]
+WEBSOCKIFY = PROGRAM["websockify"]
 
 
 def _open_python_proxy(stage: Stage, module: str, *, libraries: Path | None = None) -> Route:
@@ -41,3 +43,20 @@ def trio_splice(stage: Stage) -> Route:
 )
 def picows(stage: Stage) -> Route:
     return _open_python_proxy(stage, "bench.relays.picows", libraries=PICOWS.directory)
+
+
+@topology(
+    "websockify",
+    "websockify, a gateway from WebSocket to TCP, a thread for each stream; a WebSocket inside its WebSocket",
+    missing=WEBSOCKIFY.missing,
+    version=lambda: WEBSOCKIFY.version,
+    by_default=False,
+)
+def websockify(stage: Stage) -> Route:
+    server, ready = stage.load("server")
+    port = free_port()
+    addresses = [f"127.0.0.1:{port}", f"127.0.0.1:{ready['port']}"]
+    argv = [sys.executable, "-m", "bench.relays.websockify", "--libserver", *addresses]
+    gateway = stage.run(argv, environment={"PYTHONPATH": str(WEBSOCKIFY.directory)})
+    stage.wait_listening(port, gateway, "websockify")
+    return Route("127.0.0.1", port, "/", under_test=(gateway.pid,), load=(server.pid,), wraps=True)

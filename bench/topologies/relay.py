@@ -68,4 +68,15 @@ def open_relay(stage: Stage, *, profile: Path | None = None, **settings: object)
     carries=(WEBSOCKET, HTTP),
 )
 def relay_trio(stage: Stage) -> Route:
-    return open_relay(stage)
+    return open_relay(stage, engine__mover="trio")
+
+
+@topology(
+    "relay-engine",
+    "relaycore, sessions moved by one thread of the engine, which shares the core with the rest of the relay",
+    missing=_relay_missing,
+    version=_relay_version,
+    carries=(WEBSOCKET, HTTP),
+)
+def relay_engine(stage: Stage) -> Route:
+    return open_relay(stage, engine__mover="engine", engine__threads=1)
