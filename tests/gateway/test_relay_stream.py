@@ -10,7 +10,7 @@ import pytest
 import trio
 from peers import WirePeer, close_frame, frame, split_address
 
-from relaycore.config import LimitsConfig, ServerConfig, TimeoutsConfig
+from relaycore.config import EngineConfig, LimitsConfig, ServerConfig, TimeoutsConfig
 from relaycore.store.base import Change, ChangeKind
 from relaycore.trace import Event
 
@@ -513,6 +513,29 @@ async def test_a_source_that_is_reset_does_not_wait_for_a_deaf_reader(relay, lea
             await trio.sleep(0.02)
     assert relay.server.statistics().buffers_in_use == 0
     assert relay.named("session.closed")[0].fields["by"] == leaver
+
+
+@pytest.mark.parametrize("mover", ["auto", "trio"])
+@pytest.mark.parametrize("offender", ["sender", "listener"])
+async def test_the_look_at_stalled_sessions_meets_one_that_is_ending(
+    start_relay, monkeypatch, offender: str, mover: str
+) -> None:
+    """failures: attacker-set length overflows, process dies."""
+    # While the offender is given its time to hang up, the flooding side of the session is closed already.
+    monkeypatch.setattr("relaycore.gateway.server._STALL_CHECK_INTERVAL", 0.01)
+    relay = await start_relay(engine=EngineConfig(mover=mover))
+    _, sender, listener = await relay.join()
+    flooding, deaf = (listener, sender) if offender == "sender" else (sender, listener)
+    with trio.move_on_after(0.5):
+        while True:
+            await flooding.send(frame(2, b"f" * 60_000))
+    assert relay.server.statistics().buffers_in_use == 1
+    await deaf.send(b"\xff" * 64)
+    with trio.fail_after(10):
+        while relay.server.statistics().sessions:
+            await trio.sleep(0.01)
+    assert relay.named("session.closed")[0].fields["by"] == offender
+    await relay.join("open")
 
 
 async def test_disabled_entity_closes_its_sessions_and_keeps_its_listeners(relay) -> None:

@@ -370,6 +370,26 @@ async def test_an_error_of_ours_ends_its_connection_only(relay, monkeypatch) -> 
     relay.events.clear()
 
 
+async def test_an_error_in_the_look_at_one_session_ends_nothing(start_relay, monkeypatch) -> None:
+    """failures: attacker-set length overflows, process dies."""
+    monkeypatch.setattr("relaycore.gateway.server._STALL_CHECK_INTERVAL", 0.01)
+    relay = await start_relay()
+    _, sender, listener = await relay.join()
+
+    def broken(_session: object) -> None:
+        raise OSError("seeded")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("relaycore.net.session.Session.check_sources_nowait", broken)
+        with trio.fail_after(5):
+            while not relay.named("internal.error"):
+                await trio.sleep(0.01)
+    assert "seeded" in str(relay.named("internal.error")[0].fields["message"])
+    relay.events.clear()
+    await sender.send(frame(2, b"still"))
+    assert await listener.read_message() == (2, b"still")
+
+
 async def test_cancelling_serve_leaves_nothing(nursery: trio.Nursery) -> None:
     """spec 13: a server that is cancelled closes everything it has."""
     config = Config(server=ServerConfig(port=0), store=StoreConfig(path=":memory:"))

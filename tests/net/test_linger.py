@@ -8,7 +8,7 @@ import pytest
 import trio
 import trustme
 
-from relaycore.net.linger import close_gently
+from relaycore.net.linger import close_gently, is_reset, reset
 
 
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
@@ -40,3 +40,21 @@ async def test_the_last_words_arrive_although_the_peer_still_sends(secure: bool)
             await far.send_all(b"refused")
             await close_gently(far)
     assert got == b"refused"
+
+
+async def test_only_the_peer_resets_a_connection() -> None:
+    """failures: client gone, listener never told."""
+    [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listener:
+        near, far = [], []
+        for _ in range(2):
+            near.append(await trio.open_tcp_stream(*listener.socket.getsockname()))
+            far.append(await listener.accept())
+    assert not is_reset(far[0])
+    await reset(near[0])
+    assert is_reset(far[0])
+    # One that we have closed ourselves is no more to be asked, and has no reset to tell of.
+    await trio.aclose_forcefully(far[1])
+    assert not is_reset(far[1])
+    for stream in (*near, *far):
+        await trio.aclose_forcefully(stream)
