@@ -13,6 +13,7 @@ from peers import Answer, Asked, HttpAnswer, WirePeer
 
 from relaycore.config import Config, ServerConfig, StoreConfig
 from relaycore.gateway.server import Server, serve
+from relaycore.net.linger import cut
 from relaycore.store.base import Store
 from relaycore.store.sqlite import open_sqlite
 from relaycore.trace import Event, Trace
@@ -108,10 +109,13 @@ class Relay:
                 await trio.sleep(0.01)
         assert self.server.check_consistency() == []
 
+    async def cut_peers(self) -> None:
+        """Close every peer, also in a test that is being cancelled."""
+        await cut(*(peer.stream for peer in self._peers))
+
     async def hang_up(self) -> None:
         """Close every peer, then see that the relay has nothing left of them."""
-        for peer in self._peers:
-            await trio.aclose_forcefully(peer.stream)
+        await self.cut_peers()
         if not self.server.is_stopped:
             await self.settle()
 
@@ -142,14 +146,21 @@ async def start_relay(request: pytest.FixtureRequest, nursery: trio.Nursery) -> 
         relays.append(Relay(server, store, events))
         return relays[-1]
 
-    with trio.fail_after(limit):
-        yield start
-    for relay in relays:
-        await relay.hang_up()
-        await relay.server.stop(0)
-        assert not relay.named("internal.error"), relay.named("internal.error")
-    for store in stores:
-        await store.aclose()
+    try:
+        with trio.fail_after(limit):
+            yield start
+        for relay in relays:
+            await relay.hang_up()
+            await relay.server.stop(0)
+            assert not relay.named("internal.error"), relay.named("internal.error")
+    finally:
+        # A server that dies, and time that runs out, cancel the test and this: what they left open would be blamed on
+        # the next test.
+        with trio.CancelScope(shield=True):
+            for relay in relays:
+                await relay.cut_peers()
+            for store in stores:
+                await store.aclose()
 
 
 @pytest.fixture
