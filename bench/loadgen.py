@@ -46,8 +46,8 @@ class Route:
     """Where the client dials and what stands in between.
 
     ``under_test`` and ``load`` are process ids. ``headers`` may hold tokens: they go over a pipe, never into arguments.
-    ``http`` is the port and target for requests, where the topology carries them. With ``wraps`` a gateway from WebSocket
-    to TCP is dialled, and each stream stands inside one more WebSocket that the gateway takes off.
+    ``http`` is the port and target for requests, where the topology carries them. With ``wraps`` a gateway from
+    WebSocket to TCP is dialled, and each stream stands inside one more WebSocket that the gateway takes off.
     """
 
     host: str
@@ -124,6 +124,10 @@ class Load:
         if "error" in answer:
             raise BenchError(f"load generator: {answer['error']}")
         return answer
+
+    def has_answer(self) -> bool:
+        """Whether :meth:`answer` would return, or raise, without waiting."""
+        return b"\n" in self._text or bool(self._poll.poll(0))
 
     def wait_ended(self, timeout: float) -> None:
         """Let a client that has given its last answer close its streams in peace, or ``timeout`` seconds pass."""
