@@ -7,6 +7,7 @@ The names in ``__all__`` are the public library::
     serve_http(connection_string, handler)   answers HTTP requests that come through the relay
     serve_asgi(app, connection_string)       serves an ASGI application, HTTP and WebSockets
     auth(connection_string)                  signs the requests of a common HTTP client
+    splice(a, b)                             joins two streams, in threads of C where both are sockets
 
 They are imported when they are first used, so that ``import relaycore`` and the commands that need no event loop stay
 quick. `relaycore.testing` has a relay for the tests of programs that use them.
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from .client.invitation import FIRST_OFFERED, Accept, AcceptHandler, IncomingConnection, Reject
     from .client.listener import Listener, open_listener
     from .client.sender import open_stream
+    from .client.splice import Spliced, splice
     from .client.status import (
         EventStream,
         ListenerEvent,
@@ -98,6 +100,7 @@ __all__ = [
     "RequestHandler",
     "SenderAuth",
     "ServerBusy",
+    "Spliced",
     "StreamClosed",
     "StreamGarbled",
     "StreamLost",
@@ -108,6 +111,7 @@ __all__ = [
     "open_stream",
     "serve_asgi",
     "serve_http",
+    "splice",
 ]
 
 __version__: Final = "0.1.0"
@@ -121,6 +125,7 @@ _ROOMS: Final = {
     "client.invitation": ("FIRST_OFFERED", "Accept", "AcceptHandler", "IncomingConnection", "Reject"),
     "client.listener": ("Listener", "open_listener"),
     "client.sender": ("open_stream",),
+    "client.splice": ("Spliced", "splice"),
     "client.status": (
         "EventStream",
         "ListenerEvent",

@@ -245,8 +245,8 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """Who moves the bytes of joined sessions."""
 
     mover: Literal["auto", "engine", "trio"] = "auto"
-    """``engine``: threads of C, without Python on the way, for plain sockets on Linux; sessions over TLS are moved by Trio
-    all the same. ``trio``: Trio tasks for all. ``auto``: the engine where the system has what it needs."""
+    """``engine``: threads of C, without Python on the way, for plain sockets on Linux; sessions over TLS are moved by
+    Trio all the same. ``trio``: Trio tasks for all. ``auto``: the engine where the system has what it needs."""
 
     threads: Annotated[int, Meta(ge=0, le=64)] = 0
     """Threads of the engine; 0 is one for each core that the process may use. A session stays with one thread."""

@@ -25,6 +25,7 @@ def other_value(setting: Setting) -> tuple[str, str, object]:
         "server.public_url": ('"wss://relay.example"', "wss://relay.example", "wss://relay.example"),
         "namespace.hosts": ('["a.example", "b.example"]', "a.example,b.example", ("a.example", "b.example")),
         "log.level": ('"debug"', "debug", "debug"),
+        "engine.mover": ('"trio"', "trio", "trio"),
         "log.format": ('"json"', "json", "json"),
         "tls.cert": ('"/etc/relay.pem"', "/etc/relay.pem", "/etc/relay.pem"),
         "tls.key": ('"/etc/relay.key"', "/etc/relay.key", "/etc/relay.key"),

@@ -1,7 +1,7 @@
 """Thin typed face of the C library (``native/``): frames and masks, receive buffers, the brain of a joined
 session, and the engine that moves its bytes.
 
-It knows ffi and nothing with a policy: no idea who is connected, no sockets and no clock but in the engine's own threads.
+It knows ffi and nothing with a policy: no idea who is connected, no sockets and no clock but in the engine's threads.
 A call crosses into C once, with everything that one receive brought.
 """
 

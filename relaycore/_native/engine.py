@@ -47,7 +47,7 @@ class EngineStatistics:
     """A snapshot over all threads; each number is right by itself, but they are not of one instant.
 
     Attributes:
-      jobs, buffers_in_use, starved: now: sessions, buffers out (those of the reserve too), directions that wait for one.
+      jobs, buffers_in_use, starved: now: sessions, buffers out (those of the reserve too), directions that wait.
       buffers_peak, exhausted: most buffers out at one time; how often no large one was left.
       completed: sessions that have ended.
       turns: of a direction, each with at most one receive.
@@ -87,8 +87,8 @@ def _milliseconds(seconds: float) -> int:
 class Job:
     """One session and its two sockets, for the engine.
 
-    From :meth:`Engine.submit` until the token comes out of :meth:`Engine.completions` the sockets belong to the engine, and
-    of the session only ``statistics()`` may be called. Whoever submits keeps the job alive for as long.
+    From :meth:`Engine.submit` until the token comes out of :meth:`Engine.completions` the sockets belong to the engine,
+    and of the session only ``statistics()`` may be called. Whoever submits keeps the job alive for as long.
 
     Args:
       session: the brain.
@@ -233,5 +233,5 @@ class Engine:
         )
 
     def shut(self) -> None:
-        """Cancel what is left, end the threads and wait for them, which takes one turn. Tokens can be taken afterwards."""
+        """Cancel what is left, end the threads and wait for them, which takes a turn. Tokens can be taken afterwards."""
         lib.rc_engine_shut(self._engine)

@@ -29,9 +29,9 @@ from ..wire.limits import CLOSE_TIMEOUT
 from ..wire.messages import RemoteEndpoint
 from ..wire.status import CloseCode
 
-__all__ = ["Connection", "ConnectionInfo", "MessageChannel"]
+__all__ = ["NORMAL_ENDS", "Connection", "ConnectionInfo", "MessageChannel"]
 
-_NORMAL_ENDS: Final = (None, CloseCode.NORMAL_CLOSURE)
+NORMAL_ENDS: Final = (None, CloseCode.NORMAL_CLOSURE)
 """Close codes that mean an orderly end of data. 1001 is not among them: it is what a relay sends that stops, or whose
 hybrid connection was deleted, and a Java container that stops (13), each wherever the data happens to be."""
 
@@ -208,7 +208,7 @@ class Connection(trio.abc.HalfCloseableStream):
 
     def _check_normal_end(self) -> None:
         close = self._leg.close_received
-        if close is not None and close.code is not None and close.code not in _NORMAL_ENDS:
+        if close is not None and close.code is not None and close.code not in NORMAL_ENDS:
             raise StreamClosed(close.code, close.reason)
 
     async def _complain(self, error: RemoteProtocolError) -> StreamGarbled:
@@ -280,6 +280,11 @@ class Connection(trio.abc.HalfCloseableStream):
         found = self._leg.detach()
         self._is_closed = True
         return found
+
+    @property
+    def is_unused(self) -> bool:
+        """True as long as nothing has been read or sent, so that `detach` is possible."""
+        return not self._is_closed and self._leg.is_unused
 
     def statistics(self) -> LegStatistics:
         """Bytes and frames so far, both ways."""

@@ -25,7 +25,9 @@ from ..client.connection import Connection
 from ..client.invitation import Accept, IncomingConnection, Reject
 from ..client.listener import Listener
 from ..errors import Refused, RemoteProtocolError
+from ..net.engine import shared_engine
 from ..net.linger import cut
+from ..net.mover import Mover
 from ..net.pool import BufferPool
 from ..net.session import Session, SessionLeg
 from ..vocab import LegKind
@@ -163,13 +165,13 @@ class WebSocketForwarder:
             session = Session(
                 SessionLeg(LegKind.WS_CLIENT, stream, bytes(early)),
                 waiting.leg,
-                self._buffers,
                 half_closed_timeout=HALF_CLOSED_TIMEOUT,
                 close_timeout=CLOSE_TIMEOUT,
             )
             self._sessions.add(session)
+            mover = Mover(self._buffers, shared_engine())
             try:
-                await session.run()
+                await mover.run(session)
             finally:
                 self._sessions.discard(session)
         except Exception as error:  # our bug: it costs this connection, not the others

@@ -23,8 +23,8 @@ from ..broker.rendezvous import RendezvousTable
 from ..config import Config
 from ..errors import EndpointNotFound, ServerBusy
 from ..net.linger import cut
-from ..net.pool import BufferPool
 from ..net.mover import Mover
+from ..net.pool import BufferPool
 from ..net.session import EndReason, SessionResult
 from ..net.websocket import WebSocketLeg
 from ..store.base import Store

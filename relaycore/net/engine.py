@@ -27,18 +27,19 @@ import os
 from collections.abc import AsyncIterator, Callable
 from typing import Final, NoReturn
 
-import outcome
 import trio
 
 from .._native import Engine as Native
 from .._native import EngineEnd, EngineStatistics, Job, engine_is_available
-from ..vocab import CloseBy
 from .session import EndReason, Session, SessionResult
 
-__all__ = ["Engine", "EngineStatistics", "engine_is_available", "open_engine"]
+__all__ = ["Engine", "EngineStatistics", "engine_is_available", "open_engine", "shared_engine"]
 
 DEFAULT_BUFFERS: Final = 4_096
 DEFAULT_BUFFER_BYTES: Final = 65_536
+
+_SHARED_BUFFERS: Final = 256
+"""Of a program that splices here and there: 16 MiB, touched only when as many directions are stalled at once."""
 
 _REASONS: Final = {
     EngineEnd.CLOSED: EndReason.CLOSED,
@@ -76,10 +77,12 @@ class _Running:
 
     def wake(self) -> None:
         """C has let go."""
+        trio.lowlevel.reschedule(self.task)
+
+    def raise_cancelled(self) -> None:
+        """In the task, once it is awake: whoever was let go of because of a cancellation raises it."""
         if self._cancel is not None and self.job.end is EngineEnd.CANCELLED:
-            trio.lowlevel.reschedule(self.task, outcome.capture(self._cancel))
-        else:
-            trio.lowlevel.reschedule(self.task)
+            self._cancel()
 
 
 class Engine:
@@ -135,6 +138,7 @@ class Engine:
         is_refused = False
         try:
             await trio.lowlevel.wait_task_rescheduled(running.abort)
+            running.raise_cancelled()
             is_refused = job.end is EngineEnd.REFUSED
             if not is_refused:
                 reason = _REASONS[job.end]
@@ -147,6 +151,19 @@ class Engine:
             raise OSError(job.error, os.strerror(job.error))
         assert reason is not None
         return SessionResult(reason, job.by, session.statistics())
+
+    async def watch(self, scope: trio.CancelScope) -> None:
+        """Wake tasks until the scope is cancelled. For who has opened the engine."""
+        fd = self._native.fileno()
+        with scope:
+            while True:
+                await trio.lowlevel.wait_readable(fd)
+                self.take_completions()
+
+    def shut(self) -> None:
+        """End the threads, and cut what still runs. For who has opened the engine. Waits for a round of each thread."""
+        self._native.shut()
+        self.take_completions()
 
     def take_completions(self) -> None:
         """Wake the tasks of sessions that have ended."""
@@ -180,32 +197,55 @@ async def open_engine(
 
     Args:
       threads: how many; 0 is one for each core that this process may use.
-      buffers: receive buffers, shared out among the threads. A direction borrows one from a receive to the complete send;
-        while none is free it goes on with a reserve of 4 KiB ones, four for each.
+      buffers: receive buffers, shared out among the threads. A direction borrows one from a receive to the complete
+        send; while none is free it goes on with a reserve of 4 KiB ones, four for each.
       buffer_bytes: size of each; what one receive can take.
 
     Raises:
       LocalProtocolError: numbers out of range, or no engine on this system; see `engine_is_available`.
       MemoryError: memory, descriptors or threads were refused.
     """
-    native = Native(threads=threads or len(os.sched_getaffinity(0)), buffers=buffers, buffer_bytes=buffer_bytes)
-    engine = Engine(native)
+    engine = _start(threads, buffers, buffer_bytes)
     try:
         async with trio.open_nursery() as nursery:
             # Whoever is cancelled below waits for its completion; so who brings that must not be cancelled before.
             scope = trio.CancelScope(shield=True)
-            nursery.start_soon(_watch, engine, native.fileno(), scope)
+            nursery.start_soon(engine.watch, scope)
             try:
                 yield engine
             finally:
                 scope.cancel()
     finally:
-        native.shut()
-        engine.take_completions()
+        engine.shut()
 
 
-async def _watch(engine: Engine, fd: int, scope: trio.CancelScope) -> None:
-    with scope:
-        while True:
-            await trio.lowlevel.wait_readable(fd)
-            engine.take_completions()
+def _start(threads: int, buffers: int, buffer_bytes: int) -> Engine:
+    cores = len(os.sched_getaffinity(0))
+    return Engine(Native(threads=threads or cores, buffers=buffers, buffer_bytes=buffer_bytes))
+
+
+_shared: trio.lowlevel.RunVar[Engine | None] = trio.lowlevel.RunVar("relaycore shared engine", None)
+
+
+def shared_engine() -> Engine | None:
+    """The engine of those in this Trio run who bring none of their own; None where the system has not what it needs.
+
+    It starts when it is first asked for, with a thread for each core, and ends with the run. Not a checkpoint.
+
+    Raises:
+      MemoryError: memory, descriptors or threads were refused.
+    """
+    engine = _shared.get()
+    if engine is None and engine_is_available():
+        engine = _start(0, _SHARED_BUFFERS, DEFAULT_BUFFER_BYTES)
+        _shared.set(engine)
+        trio.lowlevel.spawn_system_task(_keep, engine)
+    return engine
+
+
+async def _keep(engine: Engine) -> None:
+    """Trio cancels system tasks when the main task, and with it every session, has ended."""
+    try:
+        await engine.watch(trio.CancelScope())
+    finally:
+        engine.shut()

@@ -5,8 +5,8 @@ contract: the native engine (``net/engine.py``), for sockets, on threads of its 
 (``net/trio_mover.py``), for all other streams, on other systems, and as the reference. ``net/mover.py`` chooses.
 
 The contract of ``await mover.run(session)``: it moves bytes until both sides are done; both streams are closed when it
-returns or raises; cancelling it cuts both legs. **An end without a Close frame must not look like an end** (wire contract
-8.8), so both legs are cut without any.
+returns or raises; cancelling it cuts both legs. **An end without a Close frame must not look like an end** (wire
+contract 8.8), so both legs are cut without any.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import trio
 from .._native import Session as Brain
 from .._native import SessionStatistics
 from ..vocab import CloseBy, LegKind
-from .linger import close_gently, cut
+from .linger import close_gently, cut, reset
 
 __all__ = ["Driver", "EndReason", "Session", "SessionLeg", "SessionResult"]
 
@@ -75,7 +75,7 @@ class Session:
 
     Args:
       sender, listener: the legs; their streams belong to the session once a mover runs it.
-      half_closed_timeout: seconds without a byte, after the first Close, until both legs are cut.
+      half_closed_timeout: seconds without a byte, after the first Close, until both legs are cut; 0 is no limit.
       close_timeout: seconds that the peers have to answer a Close of ours.
       idle_timeout: seconds without a byte until both legs are cut; 0 is no limit.
 
@@ -153,6 +153,17 @@ class Session:
         self._is_over = True
         if reason is EndReason.PROTOCOL_ERROR:
             bad, good = (self.sender, self.listener) if offender is CloseBy.SENDER else (self.listener, self.sender)
-            await cut(good.stream)
+            await self.cut(good)
             await close_gently(bad.stream)
-        await cut(self.sender.stream, self.listener.stream)
+        if reason is EndReason.CLOSED:
+            await cut(self.sender.stream, self.listener.stream)
+        else:
+            await self.cut(self.sender, self.listener)
+
+    async def cut(self, *legs: SessionLeg) -> None:
+        """For movers: close legs at once, without a goodbye. Never blocks; a checkpoint.
+
+        A raw leg has no Close that could be missing: only a reset tells its peer that this is not the end of data.
+        """
+        for leg in legs:
+            await (reset if leg.kind is LegKind.RAW else cut)(leg.stream)

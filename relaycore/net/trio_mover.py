@@ -23,6 +23,7 @@ Two facts shape it:
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Final
 
@@ -30,7 +31,7 @@ import trio
 
 from .._native import Buffer, Step, StepEvent
 from ..vocab import CloseBy, Direction, LegKind
-from .linger import close_gently, cut, is_reset
+from .linger import close_gently, is_reset
 from .pool import BufferPool
 from .session import EndReason, Session, SessionLeg, SessionResult
 
@@ -84,7 +85,7 @@ class _Run:
         self._session = session
         self._brain = session.brain
         self._pool = pool
-        self._half_closed_timeout = session.half_closed_timeout
+        self._half_closed_timeout = session.half_closed_timeout or math.inf
         self._source = {Direction.TO_LISTENER: session.sender, Direction.TO_SENDER: session.listener}
         self._writer = {direction: trio.Lock() for direction in Direction}
         self._is_torn = dict.fromkeys(Direction, False)
@@ -135,7 +136,8 @@ class _Run:
                 self._end(silence, CloseBy.RELAY)
             await self._close_legs()
         finally:
-            await self._session.part(None)  # noqa: ASYNC102 - shields itself
+            reason = None if self._reason is EndReason.PROTOCOL_ERROR else self._reason
+            await self._session.part(reason)  # noqa: ASYNC102 - shields itself
         return SessionResult(self._reason or EndReason.CLOSED, self._by, self._brain.statistics())
 
     # ------------------------------------------------------------------------------------------------ one direction
@@ -362,7 +364,7 @@ class _Run:
         """Let go of both legs as the end asks for: in order, or cut."""
         if self._reason is EndReason.PROTOCOL_ERROR:
             assert self._offender is not None
-            await cut(self._destination(self._offender).stream)
+            await self._session.cut(self._destination(self._offender))
             with trio.move_on_after(_LAST_WORD_TIMEOUT):
                 await self._tell_offender(self._offender)
             await close_gently(self._source[self._offender].stream)

@@ -152,6 +152,11 @@ class WebSocketLeg(trio.abc.AsyncResource):
         self._owed_ping: bytes | None = None
         self._is_closed = False
 
+    @property
+    def is_unused(self) -> bool:
+        """True as long as nothing has been read or sent, and nobody is about to."""
+        return not (self._is_closed or self._has_been_read or self._frames_sent or self._send_lock.locked())
+
     def detach(self) -> tuple[trio.abc.Stream, BytesLike]:
         """Give up the stream to whoever carries its frames as they are, such as `Session`.
 
@@ -160,7 +165,7 @@ class WebSocketLeg(trio.abc.AsyncResource):
         Raises:
           LocalProtocolError: the leg has been read from or sent to, so that its parts of frames are not the stream's.
         """
-        if self._is_closed or self._has_been_read or self._frames_sent or self._send_lock.locked():
+        if not self.is_unused:
             raise LocalProtocolError("only an unused leg can give up its stream")
         self._is_closed = True
         return self.stream, self._early

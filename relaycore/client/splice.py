@@ -1,0 +1,111 @@
+"""Joins two streams: what one receives, the other sends, both ways, until both directions have ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from ..net.engine import Engine, shared_engine
+from ..net.errors import StreamClosed, StreamGarbled, StreamLost
+from ..net.linger import cut
+from ..net.mover import Mover
+from ..net.pool import BufferPool
+from ..net.session import EndReason, Session, SessionLeg
+from ..vocab import CloseBy, LegKind
+from ..wire.limits import CLOSE_TIMEOUT
+from .connection import NORMAL_ENDS, Connection
+
+__all__ = ["Spliced", "splice"]
+
+
+@dataclass(frozen=True, slots=True)
+class Spliced:
+    """What two joined streams have carried: payload bytes from the first to the second, and back."""
+
+    to_second: int
+    to_first: int
+
+
+_BUFFERS: Final = 64
+"""Of 64 KiB, for all streams of a run that Trio carries; touched only when as many directions are stalled at once."""
+
+_buffers: trio.lowlevel.RunVar[BufferPool | None] = trio.lowlevel.RunVar("relaycore splice buffers", None)
+
+
+def _pool() -> BufferPool:
+    pool = _buffers.get()
+    if pool is None:
+        pool = BufferPool(buffers=_BUFFERS)
+        _buffers.set(pool)
+    return pool
+
+
+def _leg(stream: trio.abc.HalfCloseableStream) -> SessionLeg:
+    # An unused connection gives up its WebSocket, whose frames the mover can read itself.
+    if isinstance(stream, Connection) and stream.is_unused:
+        below, early = stream.detach()
+        return SessionLeg(LegKind.WS_CLIENT, below, bytes(early))
+    return SessionLeg(LegKind.RAW, stream)
+
+
+async def splice(
+    first: trio.abc.HalfCloseableStream,
+    second: trio.abc.HalfCloseableStream,
+    *,
+    half_closed_timeout: float = 0,
+    idle_timeout: float = 0,
+    engine: Engine | None = None,
+) -> Spliced:
+    """Join two streams and wait until both directions have ended.
+
+    Each may be a `trio.SocketStream`, a `Connection` through the relay, or any other stream that can be half-closed.
+    The end of one direction is passed on as such, while the other goes on: a TCP half-close becomes a Close frame, and
+    the other way round. Where both are sockets in the end (a `Connection` without TLS that nothing has been read from
+    or sent to is one), threads of C carry the bytes, and no Python runs until the end; other streams are carried by
+    Trio tasks.
+
+    Both streams belong to the call, and are closed when it returns or raises. A checkpoint. Cancelling it cuts both; as
+    when one of them is lost, a TCP peer then sees a reset, never an end of data.
+
+    Args:
+      half_closed_timeout: seconds that the second direction may stay silent once the first has ended; 0 is no limit.
+      idle_timeout: seconds that both may stay silent; 0 is no limit.
+      engine: the threads to use; this Trio run's own are started when first needed.
+
+    Returns: the bytes carried.
+
+    Raises:
+      StreamLost: one of them was lost, or stayed silent for too long; the other was cut.
+      StreamClosed: a connection was closed with another code than 1000. What came before was passed on.
+      StreamGarbled: the other side of a connection broke a rule of WebSocket.
+    """
+    try:
+        legs = _leg(first), _leg(second)
+    except BaseException:
+        await cut(first, second)  # noqa: ASYNC102 - shields itself
+        raise
+    session = Session(
+        *legs, half_closed_timeout=half_closed_timeout, close_timeout=CLOSE_TIMEOUT, idle_timeout=idle_timeout
+    )
+    result = await Mover(_pool(), engine or shared_engine()).run(session)
+    to_second, to_first = result.statistics.to_listener, result.statistics.to_sender
+    name = "the first stream" if result.by is CloseBy.SENDER else "the second stream"
+    match result.reason:
+        case EndReason.CLOSED:
+            pass
+        case EndReason.PROTOCOL_ERROR:
+            raise StreamGarbled(f"{name} broke a rule of WebSocket: {session.brain.failure}")
+        case EndReason.HALF_CLOSED_TIMEOUT:
+            raise StreamLost(f"{name} had ended, and the other was silent for {half_closed_timeout:g} s")
+        case EndReason.IDLE_TIMEOUT:
+            raise StreamLost(f"both streams were silent for {idle_timeout:g} s")
+        case EndReason.ABORTED:
+            raise StreamLost(f"{name} was lost, or cannot be sent to")
+        case EndReason.RELAY_CLOSED:
+            raise StreamLost("the engine was stopped")
+    for leg, direction in zip(legs, (to_second, to_first), strict=True):
+        if leg.kind is not LegKind.RAW and direction.close_code not in NORMAL_ENDS:
+            raise StreamClosed(direction.close_code or 0, "")
+    return Spliced(to_second.payload_bytes, to_first.payload_bytes)

@@ -1,0 +1,244 @@
+"""Two streams that are joined: sockets in the engine, others in Trio, with the same ends."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import struct
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+import trio
+from trio.testing import memory_stream_pair
+
+import relaycore
+from relaycore.client.connection import Connection
+from relaycore.net.engine import Engine, open_engine, shared_engine
+from relaycore.net.errors import StreamClosed, StreamLost
+from relaycore.testing import Relay, open_relay
+
+BLOB = os.urandom(1_500_001)
+
+
+@pytest.fixture(autouse=True)
+async def time_limit() -> AsyncIterator[None]:
+    await trio.lowlevel.checkpoint()
+    with trio.fail_after(60):
+        yield
+
+
+@contextlib.asynccontextmanager
+async def tcp_pair() -> AsyncIterator[tuple[trio.SocketStream, trio.SocketStream]]:
+    [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listener:
+        ours = await trio.open_tcp_stream(*listener.socket.getsockname())
+        theirs = await listener.accept()
+    async with ours, theirs:
+        yield ours, theirs
+
+
+@contextlib.asynccontextmanager
+async def memory_pair() -> AsyncIterator[tuple[trio.abc.HalfCloseableStream, trio.abc.HalfCloseableStream]]:
+    one, other = memory_stream_pair()
+    async with one, other:
+        yield one, other
+
+
+async def receive_all(stream: trio.abc.ReceiveStream) -> bytes:
+    digest = hashlib.sha256()
+    async for data in stream:
+        digest.update(data)
+    return digest.digest()
+
+
+@pytest.mark.parametrize("make", [tcp_pair, memory_pair])
+async def test_bytes_and_ends_of_both_directions_are_passed_on(
+    make: Callable[[], contextlib.AbstractAsyncContextManager],
+):
+    """failures: reply after half-close lost by TCP programs."""
+    result = []
+    async with make() as (near_first, first), make() as (near_second, second), trio.open_nursery() as nursery:
+
+        async def run() -> None:
+            result.append(await relaycore.splice(near_first, near_second))
+
+        nursery.start_soon(run)
+        assert await exchange_after_end(first, second) == b"a reply to the end"
+    assert result == [relaycore.Spliced(to_second=len(BLOB), to_first=18)]
+
+
+async def exchange_after_end(first: trio.abc.HalfCloseableStream, second: trio.abc.HalfCloseableStream) -> bytes:
+    async def question() -> None:
+        await first.send_all(BLOB)
+        await first.send_eof()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(question)
+        assert await receive_all(second) == hashlib.sha256(BLOB).digest()
+        await second.send_all(b"a reply to the end")
+        await second.send_eof()
+    answer = b""
+    async for data in first:
+        answer += data
+    return answer
+
+
+async def test_sockets_run_in_the_engine_and_other_streams_do_not():
+    async with open_engine(threads=1) as engine:
+        async with (
+            tcp_pair() as (near_first, first),
+            tcp_pair() as (near_second, second),
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(splice_with, near_first, near_second, engine)
+            await exchange_after_end(first, second)
+        assert engine.statistics().bytes_in == len(BLOB) + 18
+        async with (
+            memory_pair() as (near_first, first),
+            tcp_pair() as (near_second, second),
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(splice_with, near_first, near_second, engine)
+            await exchange_after_end(first, second)
+        assert engine.statistics().completed == 1
+        assert engine.check_consistency() == []
+
+
+async def splice_with(
+    first: trio.abc.HalfCloseableStream, second: trio.abc.HalfCloseableStream, engine: Engine
+) -> None:
+    await relaycore.splice(first, second, engine=engine)
+
+
+@pytest.mark.parametrize("make", [tcp_pair, memory_pair])
+async def test_a_cancelled_splice_closes_both_and_lets_no_peer_see_an_end(make):
+    async with make() as (near_first, first), make() as (near_second, second):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(relaycore.splice, near_first, near_second)
+            await first.send_all(b"x")
+            assert await second.receive_some() == b"x"
+            nursery.cancel_scope.cancel()
+        for near, peer in ((near_first, first), (near_second, second)):
+            with pytest.raises(trio.ClosedResourceError):
+                await near.receive_some()
+            if make is tcp_pair:
+                with pytest.raises(trio.BrokenResourceError):
+                    await peer.receive_some()
+
+
+async def test_a_lost_stream_resets_the_other_one():
+    """spec 8.8: what was cut does not look finished, on the TCP side neither."""
+    async with tcp_pair() as (near_first, first), tcp_pair() as (near_second, second), trio.open_nursery() as nursery:
+
+        async def run() -> None:
+            with pytest.raises(StreamLost, match="the first stream was lost"):
+                await relaycore.splice(near_first, near_second)
+
+        nursery.start_soon(run)
+        await first.send_all(b"half of some")
+        assert await second.receive_some() == b"half of some"
+        first.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, struct.pack("ii", 1, 0))
+        await first.aclose()
+        with pytest.raises(trio.BrokenResourceError):
+            await second.receive_some()
+
+
+@pytest.mark.parametrize("make", [tcp_pair, memory_pair])
+async def test_silence_has_a_limit_when_asked_for(make):
+    async with make() as (near_first, _first), make() as (near_second, _second):
+        with pytest.raises(StreamLost, match=r"both streams were silent for 0\.05 s"):
+            await relaycore.splice(near_first, near_second, idle_timeout=0.05)
+    async with make() as (near_first, first), make() as (near_second, _second):
+        await first.send_eof()
+        with pytest.raises(StreamLost, match=r"the first stream had ended, and the other was silent for 0\.05 s"):
+            await relaycore.splice(near_first, near_second, half_closed_timeout=0.05)
+
+
+async def test_without_a_limit_a_half_closed_splice_stays():
+    async with tcp_pair() as (near_first, first), tcp_pair() as (near_second, second), trio.open_nursery() as nursery:
+        nursery.start_soon(relaycore.splice, near_first, near_second)
+        await first.send_eof()
+        assert await second.receive_some() == b""
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        await second.send_all(b"still here")
+        assert await first.receive_some() == b"still here"
+        await second.send_eof()
+
+
+@pytest.fixture
+async def relay() -> AsyncIterator[Relay]:
+    async with open_relay() as relay:
+        await relay.create_entity("tcp")
+        yield relay
+
+
+@contextlib.asynccontextmanager
+async def relayed(relay: Relay) -> AsyncIterator[tuple[Connection, Connection]]:
+    text = relay.connection_string("tcp")
+    async with (
+        relaycore.open_listener(text) as listener,
+        relaycore.open_stream(text) as sender,
+        await listener.accept() as accepted,
+    ):
+        yield sender, accepted
+
+
+async def test_a_tcp_stream_and_a_connection_through_the_relay(relay: Relay):
+    """spec 8: raw bytes into messages and back, with half-close, all in C."""
+    async with relayed(relay) as (sender, accepted), tcp_pair() as (near, client), tcp_pair() as (far, server):
+        engine = shared_engine()
+        assert engine is not None
+        before = engine.statistics().completed
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(relaycore.splice, near, sender)
+            nursery.start_soon(relaycore.splice, accepted, far)
+            assert await exchange_after_end(client, server) == b"a reply to the end"
+        assert engine.statistics().completed == before + 2
+
+
+async def test_a_connection_that_was_used_is_joined_as_a_stream(relay: Relay):
+    async with relayed(relay) as (sender, accepted), tcp_pair() as (near, client):
+        await accepted.send_all(b"a greeting")
+        assert await sender.receive_some() == b"a greeting"
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(relaycore.splice, near, sender)
+            assert await exchange_after_end(client, accepted) == b"a reply to the end"
+
+
+async def test_an_abnormal_close_is_told_to_the_caller(relay: Relay):
+    async with relayed(relay) as (sender, accepted), tcp_pair() as (near, client), trio.open_nursery() as nursery:
+
+        async def run() -> None:
+            with pytest.raises(StreamClosed) as caught:
+                await relaycore.splice(near, sender)
+            assert caught.value.code == 1011
+
+        nursery.start_soon(run)
+        await accepted.turn_away(1011, 1.0)
+        await client.send_eof()
+
+
+async def test_the_shared_engine_ends_with_its_run():
+    def threads() -> int:
+        return len(os.listdir("/proc/self/task"))
+
+    async def main() -> None:
+        async with (
+            tcp_pair() as (near_first, first),
+            tcp_pair() as (near_second, second),
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(relaycore.splice, near_first, near_second)
+            await exchange_after_end(first, second)
+        assert shared_engine() is shared_engine()
+        assert threads() == before + len(os.sched_getaffinity(0))
+
+    def run() -> None:
+        nonlocal before
+        before = threads()
+        trio.run(main)
+        assert threads() == before
+
+    before = 0
+    await trio.to_thread.run_sync(run)
