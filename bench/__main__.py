@@ -1,38 +1,48 @@
-"""``python -m bench``: run the suite; ``connections``: hold idle ones; ``profile``: look inside; ``fetch``: build other
-people's programs. See README.md."""
+"""``python -m bench``: run the suite; ``connections``: hold idle ones; ``soak``: load for minutes; ``profile``: look
+inside; ``page``: show what was measured; ``fetch``: build other people's programs. See README.md."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import fnmatch
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from . import connections, fairness, latency, requests, throughput
 from .connections import held_text, hold
 from .loadgen import build
 from .machine import describe
 from .network import separate
+from .page import page
 from .processes import BenchError, raise_open_files_limit
 from .profile import profile
 from .report import digest, document, facts_table, noise_line, summarise, workload_table
+from .soak import soak, soak_text
 from .suite import FULL, QUICK, Run, run_suite
 from .toolchain import fetch_all
 from .topologies import TOPOLOGIES, Topology
 from .workload import Workload
 
-WORKLOADS: dict[str, Workload] = {
-    each.name: each
-    for each in (
-        *throughput.WORKLOADS,
-        *latency.WORKLOADS,
-        *fairness.WORKLOADS,
-        *connections.WORKLOADS,
-        *requests.WORKLOADS,
-    )
+GROUPS: dict[str, Sequence[Workload]] = {
+    "Streams": throughput.WORKLOADS,
+    "Round trips": latency.WORKLOADS,
+    "Fairness and isolation": fairness.WORKLOADS,
+    "New sessions": connections.WORKLOADS,
+    "HTTP requests": requests.WORKLOADS,
 }
+
+WORKLOADS: dict[str, Workload] = {each.name: each for group in GROUPS.values() for each in group}
+
+SOAKED = "relay-engine"
+
+LISTENERS, SESSIONS = 5_000, 10_000
+
+QUICK_HELD = 100
+"""Of each kind."""
 
 OPEN_FILES = 65_536
 """Both ends of ten thousand sessions and more are in the relay; where fewer are allowed, larger counts say so."""
@@ -45,17 +55,23 @@ def say(text: str) -> None:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    what = ("suite", "connections", "profile", "list", "fetch")
+    what = ("suite", "connections", "soak", "profile", "page", "list", "fetch")
     parser.add_argument("what", nargs="?", choices=what, default="suite")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="programs to fetch (default: all)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="programs to fetch, or JSON files to show")
     parser.add_argument(
         "--quick", action="store_true", help="one short round: shows that everything runs, not how fast"
     )
     parser.add_argument("--rounds", type=int, help=f"rounds of the suite (default {FULL.rounds})")
     parser.add_argument("--seconds", type=float, help=f"measured time of each run (default {FULL.measured_s})")
     parser.add_argument("--topologies", help="names with commas between, or all (default: those marked so)")
-    parser.add_argument("--workloads", help="names with commas between (default: all)")
-    parser.add_argument("--count", type=int, default=2_000, help="connections to hold of each kind (default 2000)")
+    parser.add_argument("--workloads", help="names or patterns such as bulk-* with commas between (default: all)")
+    parser.add_argument("--listeners", type=int, help=f"idle listeners to hold (default {LISTENERS})")
+    parser.add_argument("--sessions", type=int, help=f"idle joined sessions to hold (default {SESSIONS})")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=JSON", help="a setting of the relay held or soaked; repeats"
+    )
+    parser.add_argument("--minutes", type=float, default=10.0, help="length of the soak (default 10)")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page with charts there")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything there")
     return parser.parse_args(arguments)
 
@@ -81,11 +97,23 @@ def _chosen_topologies(names: str | None) -> tuple[list[Topology], list[str]]:
 
 
 def _chosen_workloads(names: str | None) -> list[Workload]:
-    wanted = names.split(",") if names else list(WORKLOADS)
-    unknown = [name for name in wanted if name not in WORKLOADS]
-    if unknown:
-        raise BenchError(f"no workload is called {unknown[0]}; there are {', '.join(WORKLOADS)}")
-    return [WORKLOADS[name] for name in wanted]
+    if not names:
+        return list(WORKLOADS.values())
+    chosen: dict[str, Workload] = {}
+    for pattern in names.split(","):
+        found = fnmatch.filter(WORKLOADS, pattern)
+        if not found:
+            raise BenchError(f"no workload is called {pattern}; there are {', '.join(WORKLOADS)}")
+        chosen.update((name, WORKLOADS[name]) for name in found)
+    return list(chosen.values())
+
+
+def _keep(options: argparse.Namespace, kept: dict[str, Any]) -> None:
+    """Write the document and the page where they were asked for."""
+    if options.json:
+        options.json.write_text(json.dumps(kept, indent=1) + "\n")
+    if options.html:
+        options.html.write_text(page([kept]))
 
 
 def _list() -> None:
@@ -107,18 +135,22 @@ def _suite(options: argparse.Namespace) -> bool:
     facts = describe((each.name, each.version()) for each in topologies)
     runs: list[Run] = run_suite(topologies, workloads, pace, say)
     summary = summarise(runs, workloads, [each.name for each in topologies])
-    print(facts_table(facts))
-    print(noise_line(runs))
-    print(
-        f"- rounds: {pace.rounds}, each run {pace.measured_s:g} s after {pace.warm_s:g} s; median (lowest .. highest)"
-    )
-    for line in skipped:
-        print(line)
+    settings = {
+        "rounds": f"{pace.rounds}, each run {pace.measured_s:g} s after {pace.warm_s:g} s",
+        **({"streams": f"at most {pace.most_streams} of a kind"} if pace.most_streams < FULL.most_streams else {}),
+    }
+    notes = [noise_line(runs), *skipped]
+    print(facts_table({**facts, **settings}))
+    print("- a cell is the median (lowest .. highest) of the rounds")
+    print("\n".join(notes))
     print("\n" + digest(workloads, summary))
     for workload in workloads:
         print("\n" + workload_table(workload, summary, pace))
-    if options.json:
-        options.json.write_text(json.dumps(document(facts, pace, runs, summary, skipped=skipped), indent=1) + "\n")
+    groups = {title: [each.name for each in group] for title, group in GROUPS.items()}
+    _keep(
+        options,
+        document(facts, pace, runs, summary, workloads, settings=settings, notes=notes, groups=groups),
+    )
     return not any(run.failure for run in runs)
 
 
@@ -127,12 +159,35 @@ def _connections(options: argparse.Namespace) -> bool:
     if missing:
         raise BenchError(missing)
     facts = describe([("relay-trio", TOPOLOGIES["relay-trio"].version())])
-    held = hold(100 if options.quick else options.count, say)
+    held = hold(
+        options.listeners or (QUICK_HELD if options.quick else LISTENERS),
+        options.sessions or (QUICK_HELD if options.quick else SESSIONS),
+        say,
+        options.set,
+    )
     print(facts_table(facts))
     print(held_text(held))
-    if options.json:
-        text = json.dumps({"machine": facts, "held": dataclasses.asdict(held)}, indent=1)
-        options.json.write_text(text + "\n")
+    _keep(options, {"machine": facts, "held": dataclasses.asdict(held)})
+    return True
+
+
+def _soak(options: argparse.Namespace) -> bool:
+    chosen, skipped = _chosen_topologies(options.topologies or SOAKED)
+    if len(chosen) != 1:
+        raise BenchError("; ".join(skipped) or "one topology is soaked at a time")
+    (topology,) = chosen
+    facts = describe([(topology.name, topology.version())])
+    found = soak(topology, 0.25 if options.quick else options.minutes, say)
+    print(facts_table(facts))
+    print(soak_text(found))
+    _keep(options, {"machine": facts, "soak": dataclasses.asdict(found)})
+    return not found.complaints
+
+
+def _page(options: argparse.Namespace) -> bool:
+    if not options.names or not options.html:
+        raise BenchError("page takes JSON files that were written before, and --html")
+    options.html.write_text(page([json.loads(Path(name).read_text()) for name in options.names]))
     return True
 
 
@@ -152,12 +207,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.what == "fetch":
             return 0 if fetch_all(options.names, say) else 1
+        if options.what == "page":
+            return 0 if _page(options) else 1
         if options.names:
             raise BenchError(f"{options.what} takes no names: {', '.join(options.names)}")
         separate()
         raise_open_files_limit(OPEN_FILES)
         build()
-        what = {"suite": _suite, "connections": _connections, "profile": _profile}[options.what]
+        what = {"suite": _suite, "connections": _connections, "soak": _soak, "profile": _profile}[options.what]
         return 0 if what(options) else 1
     except BenchError as error:
         say(f"bench: {error}")

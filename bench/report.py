@@ -232,7 +232,12 @@ def noise_line(runs: Sequence[Run]) -> str:
 
 
 def document(
-    facts: Mapping[str, str], pace: Pace, runs: Sequence[Run], summary: Sequence[Mapping[str, Any]], **more: Any
+    facts: Mapping[str, str],
+    pace: Pace,
+    runs: Sequence[Run],
+    summary: Sequence[Mapping[str, Any]],
+    workloads: Sequence[Workload],
+    **more: Any,
 ) -> dict[str, Any]:
     """Everything, for ``json.dumps``."""
 
@@ -245,5 +250,8 @@ def document(
             return [plain(each) for each in value]
         return value
 
-    result: dict[str, Any] = plain({"machine": facts, "pace": pace, "summary": summary, "runs": runs, **more})
+    told = [{**plain(each), "price": price(each)} for each in workloads]
+    result: dict[str, Any] = plain(
+        {"machine": facts, "pace": pace, "workloads": told, "summary": summary, "runs": runs, **more}
+    )
     return result

@@ -39,7 +39,7 @@ class Pace:
         return tuple(dataclasses.replace(job, count=min(job.count, self.most_streams)) for job in workload.jobs)
 
 
-QUICK = Pace(rounds=1, warm_s=0.05, measured_s=0.2, lead_s=0.1, most_streams=256)
+QUICK = Pace(rounds=1, warm_s=0.05, measured_s=0.1, lead_s=0.1, most_streams=32)
 FULL = Pace(rounds=5, warm_s=0.2, measured_s=1.0)
 
 

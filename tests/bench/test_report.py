@@ -75,5 +75,5 @@ def test_a_busy_machine_is_told():
 
 def test_document_is_json():
     runs = [run("direct", 0, 100.0)]
-    made = document({"CPU": "one"}, PACE, runs, summarise(runs, [BULK], ["direct"]), skipped=[])
+    made = document({"CPU": "one"}, PACE, runs, summarise(runs, [BULK], ["direct"]), [BULK], notes=[])
     assert json.loads(json.dumps(made))["summary"][0]["figures"]["MiB/s"]["median"] == 100.0
