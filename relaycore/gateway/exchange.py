@@ -1,14 +1,13 @@
 """A relayed HTTP request as others see it: they say what has become of it, and its own task is woken by that.
 
-Its task waits in two steps. At first it only sleeps: most requests are answered at once, and neither a deadline nor a
-watch over the sender's connection is worth its cost then. A request that waits for longer is woken by the gateway's
-:class:`Patience`. From then on it waits in reading from its sender, so that a sender who leaves is noticed, and the
-outcome ends that reading by its cancel scope. No request that goes over the control channel needs a second task.
+Its task waits in two steps. At first it only sleeps. A request that waits for longer is woken by the gateway's
+:class:`relaycore.gateway.waiter.Patience`; from then on it waits in reading from its sender, so that a sender who
+leaves is noticed, and the outcome ends that reading by its cancel scope. No request that goes over the control channel
+needs a second task.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -22,7 +21,7 @@ from .waiter import HandOver, Waiter
 if TYPE_CHECKING:
     from .state import Gateway
 
-__all__ = ["SENDER_GONE", "Exchange", "Patience", "body_too_slow", "http_disabled", "listener_lost", "no_response"]
+__all__ = ["SENDER_GONE", "Exchange", "body_too_slow", "http_disabled", "listener_lost", "no_response"]
 
 SENDER_GONE: Final = "the sender has gone"
 
@@ -81,8 +80,7 @@ class Exchange(Waiter[Answer["Exchange"]]):
         self.is_owed = False
         self._buffers = gateway.http_buffers
         self._answer_lease: ByteLease | None = None
-        # What an outcome wakes: the task itself, or the scope in which it does something else meanwhile.
-        self._sleeper: trio.lowlevel.Task | None = None
+        # What an outcome ends when the task does not sleep.
         self._scope: trio.CancelScope | None = None
 
     def answer(self, answer: Answer[Exchange]) -> None:
@@ -110,30 +108,9 @@ class Exchange(Waiter[Answer["Exchange"]]):
             self._wake()
 
     def _wake(self) -> None:
-        self.end_sleep()
+        super()._wake()
         if self._scope is not None:
             self._scope.cancel()
-
-    async def sleep(self, patience: Patience) -> bool:
-        """Sleep until the outcome is there, but not for long. Returns: whether it is. A checkpoint."""
-        if self._outcome is not None:
-            await trio.lowlevel.checkpoint()
-            return True
-        self._sleeper = trio.lowlevel.current_task()
-        patience.add(self)
-
-        def abort(_: object) -> trio.lowlevel.Abort:
-            self._sleeper = None
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        await trio.lowlevel.wait_task_rescheduled(abort)
-        return self._outcome is not None
-
-    def end_sleep(self) -> None:
-        """It has slept long enough; does nothing when it does not sleep."""
-        if self._sleeper is not None:
-            trio.lowlevel.reschedule(self._sleeper)
-            self._sleeper = None
 
     def cancel_on_outcome(self, scope: trio.CancelScope) -> None:
         """From now on the first outcome cancels ``scope``, and so does the relay when it gives the request up."""
@@ -156,33 +133,3 @@ class Exchange(Waiter[Answer["Exchange"]]):
         """The answer's body is needed no more."""
         if self._answer_lease is not None:
             self._answer_lease.release()
-
-
-class Patience:
-    """Ends the sleep of requests that have slept for a while. One task for all; it rests while there are none.
-
-    Args:
-      seconds: how long one may sleep at least; it wakes within twice that.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._sleepers: deque[tuple[float, Exchange]] = deque()
-        self._lot = trio.lowlevel.ParkingLot()
-
-    def add(self, exchange: Exchange) -> None:
-        """Look after a request that begins to sleep."""
-        if not self._sleepers:
-            self._lot.unpark()
-        self._sleepers.append((trio.current_time() + self._seconds, exchange))
-
-    async def run(self) -> None:
-        """Wake sleepers in their turn, until cancelled."""
-        sleepers = self._sleepers
-        while True:
-            while sleepers and sleepers[0][0] <= trio.current_time():
-                sleepers.popleft()[1].end_sleep()
-            if sleepers:
-                await trio.sleep(self._seconds)
-            else:
-                await self._lot.park()

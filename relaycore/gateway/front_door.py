@@ -8,6 +8,7 @@ of section 12, logged with its tracking id, and ever more slowly to a client tha
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable
 from ipaddress import ip_address
 
 import trio
@@ -15,6 +16,7 @@ import trio
 from ..broker.auth import Grant
 from ..broker.model import HybridConnection, Namespace, endpoint_not_found
 from ..errors import Refused, Rejected, RemoteProtocolError
+from ..net.direct import ReadingScope
 from ..net.linger import close_gently
 from ..trace import CONNECTION_REFUSED, INTERNAL_ERROR
 from ..vocab import Action, RefusalReason, Right
@@ -34,12 +36,13 @@ _SENDERS_FAULT = frozenset({RefusalReason.HEAD_TOO_LARGE, RefusalReason.BODY_TIM
 """Refusals of requests that were let in which their senders have to answer for."""
 
 
-def remote_endpoint(stream: trio.SocketStream) -> RemoteEndpoint:
-    """Address and port of the peer, as an IP literal without a zone (7.1)."""
-    name = stream.socket.getpeername()
-    address = ip_address(name[0].split("%", 1)[0])
+def remote_endpoint(host: str, port: int) -> RemoteEndpoint:
+    """A peer's address and port as a listener is told of it: an IP literal without a zone (7.1)."""
+    if ":" not in host:
+        return RemoteEndpoint(address=host, port=port)
+    address = ip_address(host.split("%", 1)[0])
     mapped = getattr(address, "ipv4_mapped", None)
-    return RemoteEndpoint(address=str(mapped or address), port=name[1])
+    return RemoteEndpoint(address=str(mapped or address), port=port)
 
 
 class _ManagementContext:
@@ -88,26 +91,32 @@ class FrontDoor:
         self._path: str | None = None
         self._client_id: str | None = None
         self._is_plain = False
-        self._waiting = trio.CancelScope()
+        self._is_overdue = False
+        self._session: Awaitable[None] | None = None
 
-    async def serve(self) -> None:
-        """Serve requests until the connection ends or belongs to somebody else."""
+    async def serve(self) -> Awaitable[None] | None:
+        """Serve requests until the connection ends or belongs to somebody else.
+
+        Returns: the session that the connection has become, for the caller to await at once. Everything that was needed
+        on the way there can go meanwhile: sessions last long, and there are many.
+        """
         timeouts = self._gateway.config.timeouts
         patience = timeouts.head
         try:
-            # One scope for all its requests, since making one costs more than all else that waiting takes.
-            with self._waiting:
-                while await self._serve_one(patience):
-                    patience = timeouts.keep_alive
-            if self._waiting.cancelled_caught and self._http.reader.has_begun and not self._gateway.is_stopping:
+            # Most have sent their request by the time they are accepted.
+            if not self._http.fill_nowait():
+                return None
+            while await self._serve_one(patience):
+                patience = timeouts.keep_alive
+            if self._is_overdue and self._http.reader.has_begun and not self._gateway.is_stopping:
                 await self._refuse(
                     Refused(
                         "The request head did not arrive in time", http_status=408, reason=RefusalReason.HEAD_TIMEOUT
                     )
                 )
         except trio.BrokenResourceError:
-            # The peer left; nobody is there to be told.
-            return
+            pass  # the peer left; nobody is there to be told
+        return self._session
 
     async def _serve_one(self, patience: float) -> bool:
         """Serve one request; False when the connection is done with."""
@@ -126,16 +135,27 @@ class FrontDoor:
         return False
 
     async def _read_head(self, patience: float) -> RequestHead | None:
-        """Wait for a request; None at the end of the stream. Ends the connection's scope when it takes too long."""
-        reader = self._http.reader
+        """Wait for a request; None at the end of the stream, and when it takes too long."""
         if (head := self._http.next_head()) is not None:
             return head
-        waiting = self._waiting
+        if (waiting := self._http.reading_scope()) is not None:
+            try:
+                return await self._wait_head(waiting, patience)
+            except trio.ClosedResourceError:
+                if not waiting.cancel_called:
+                    raise
+                return None
+        with trio.CancelScope() as scope:
+            return await self._wait_head(scope, patience)
+        return None
+
+    async def _wait_head(self, waiting: trio.CancelScope | ReadingScope, patience: float) -> RequestHead | None:
+        reader = self._http.reader
         began = reader.has_begun
         deadline = trio.current_time() + (min(patience, self._gateway.config.timeouts.head) if began else patience)
         self._gateway.begin_idle(waiting, deadline)
         try:
-            while await self._http.fill():
+            while not waiting.cancel_called and await self._http.fill():
                 if (head := self._http.next_head()) is not None:
                     # One that comes in the very moment in which the waiting ended finds the connection closed.
                     return None if waiting.cancel_called else head
@@ -147,6 +167,7 @@ class FrontDoor:
             return None
         finally:
             self._gateway.end_idle(waiting)
+            self._is_overdue = waiting.cancel_called
 
     async def _dispatch(self, head: RequestHead) -> bool:
         if self._gateway.is_stopping:
@@ -162,7 +183,7 @@ class FrontDoor:
             case Action.LISTEN:
                 await serve_listener(self._gateway, self._peer, head, address, trailing)
             case Action.CONNECT:
-                await serve_sender(self._gateway, self._peer, head, address, trailing)
+                self._session = await serve_sender(self._gateway, self._peer, head, address, trailing)
             case Action.ACCEPT | Action.REQUEST:
                 await serve_rendezvous(self._gateway, self._peer, head, address, trailing)
         return False

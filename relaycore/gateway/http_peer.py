@@ -7,7 +7,7 @@ from typing import Final
 import trio
 
 from ..errors import RemoteProtocolError
-from ..net.direct import direct_socket
+from ..net.direct import ReadingScope, direct_socket
 from ..vocab import BytesLike
 from ..wire.http1 import Body, EndOfRequest, RequestHead, RequestReader
 from .state import Peer
@@ -76,6 +76,17 @@ class HttpPeer:
         self._may_continue = event.expects_continue
         self.peer.is_answered = False
         return event
+
+    def fill_nowait(self) -> bool:
+        """Read what is there, if the stream can tell. Returns: False at the end of the stream. Raises as `fill`."""
+        data = self._direct.receive_nowait(_RECEIVE_BYTES) if self._direct is not None else None
+        if data:
+            self.reader.receive_data(data)
+        return data != b""
+
+    def reading_scope(self) -> ReadingScope | None:
+        """What ends a `fill` that waits, with `trio.ClosedResourceError`; None where only a cancel scope does."""
+        return self._direct.reading_scope() if self._direct is not None else None
 
     def forget(self) -> None:
         """The request is over."""

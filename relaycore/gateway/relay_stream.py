@@ -13,12 +13,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import trio
 
 from ..broker.auth import Grant
 from ..broker.model import HybridConnection
+from ..broker.quota import ConnectionLease
 from ..broker.registry import ListenerEntry, parse_listener_filter
 from ..broker.rendezvous import GONE_TEXT, not_accepted
 from ..errors import NoListener, Refused, Rejected, RendezvousGone, ServerBusy
@@ -46,6 +48,10 @@ __all__ = ["LiveSession", "serve_rendezvous", "serve_sender", "websocket_disable
 
 _EARLY_BYTES = 65_536
 """What a sender may send before its 101; RFC 6455 4.1 lets it send nothing, so more is not read."""
+
+
+_SHORT = 1.0
+"""Seconds to a deadline that is kept to from the start."""
 
 
 @dataclass(eq=False, slots=True)
@@ -83,24 +89,29 @@ class _Sender:
         self._headers = headers
         self.early = bytearray(trailing)
         self.is_gone = False
+        self._deadline = trio.current_time() + gateway.config.timeouts.accept
 
     async def find_listener(self) -> HandOver | Refused | None:
         """Offer the sender to listeners until one comes, refuses, or time is up.
 
-        Returns: the rendezvous connection; why there is none; or None when the sender itself has gone.
+        Returns: the rendezvous connection, which belongs to the caller; why there is none; or None when the sender
+        itself has gone.
         """
-        result: HandOver | Refused | None = not_accepted()
-        try:
-            with trio.move_on_after(self._gateway.config.timeouts.accept):
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._watch, nursery.cancel_scope)
-                    result = await self._offer_in_turn()
-                    nursery.cancel_scope.cancel()
-        except BaseException:
-            if isinstance(result, HandOver):
-                await cut(result.stream)  # noqa: ASYNC102 - shields itself
-            raise
-        return None if self.is_gone and not isinstance(result, HandOver) else result
+        found = await self._offer_in_turn()
+        if isinstance(found, HandOver):
+            return found
+        if self.is_gone:
+            return None
+        return found or not_accepted()
+
+    async def _wait_for(self, event: Callable[[], Awaitable[object]]) -> bool:
+        """Wait for something while the sender is watched. Returns: False when it has gone, or its time is up."""
+        with trio.move_on_at(self._deadline) as limit:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._watch, nursery.cancel_scope)
+                await event()
+                nursery.cancel_scope.cancel()
+        return not self.is_gone and not limit.cancelled_caught
 
     async def _watch(self, scope: trio.CancelScope) -> None:
         """Notice a sender that goes away while it waits; keep what it sends too early."""
@@ -138,7 +149,8 @@ class _Sender:
                 # Nobody better is there: a crowd that comes at once fills the queue of a listener that reads well.
                 entry = busy.pop(gateway.rng.randrange(len(busy)))
                 assert isinstance(entry.handle, ControlChannel)
-                await entry.handle.wait_room()
+                if not await self._wait_for(entry.handle.wait_room):
+                    return None
                 asked.discard(entry)
                 continue
             asked.add(entry)
@@ -150,15 +162,15 @@ class _Sender:
                     return outcome
                 case Refusal(status, description):
                     return Rejected(description, http_status=status)
-                case Refused():
+                case Refused() | None:
                     return outcome
                 case Lost.BUSY:
                     busy.append(entry)
                 case Lost.CHANNEL:
                     continue
 
-    async def _offer(self, channel: ControlChannel) -> HandOver | Refusal | Refused | Lost:
-        """Send one listener the ``accept`` and wait for what becomes of it."""
+    async def _offer(self, channel: ControlChannel) -> HandOver | Refusal | Refused | Lost | None:
+        """Send one listener the ``accept`` and wait for what becomes of it; None: as `_wait_for` says."""
         gateway = self._gateway
         waiter = StreamWaiter()
         if gateway.is_stopping:
@@ -170,7 +182,7 @@ class _Sender:
                 entity_path=self._entity.path,
                 tracking_id=self._tracking_id,
                 now=trio.current_time(),
-                deadline=trio.current_effective_deadline(),
+                deadline=self._deadline,
                 new_id=gateway.new_secret,
             )
         except ServerBusy as busy:
@@ -208,7 +220,11 @@ class _Sender:
                 entity=self._entity.path,
                 listener_id=channel.entry.id,
             )
-            return await waiter.wait()
+            # Without a deadline as long as it is far, see the waiter's module.
+            if self._deadline - trio.current_time() < _SHORT or not await waiter.sleep(gateway.patience):
+                await self._wait_for(waiter.sleep)
+            # Nothing waits from here to the session, so that the connection cannot be lost on the way.
+            return waiter.take()
         finally:
             channel.withdraw_nowait(message)
             channel.waiters.discard(waiter)
@@ -230,30 +246,42 @@ def _refuse_switched_off(entity: HybridConnection) -> None:
         raise websocket_disabled(entity.path)
 
 
-async def serve_sender(gateway: Gateway, peer: Peer, head: RequestHead, address: Address, trailing: bytes) -> None:
-    """Take a WebSocket sender: check it, find it a listener, answer 101, and run the session to its end.
+async def serve_sender(
+    gateway: Gateway, peer: Peer, head: RequestHead, address: Address, trailing: bytes
+) -> Awaitable[None] | None:
+    """Take a WebSocket sender: check it, and find it a listener.
+
+    Returns: the rest, for the caller to await at once: both 101s, and the session to its end. None when the sender has
+    gone.
 
     Raises:
-      Refused, RemoteProtocolError: before the 101 only; the caller answers.
+      Refused, RemoteProtocolError: the caller answers.
     """
     upgrade = check_upgrade(head)
     namespace, entity, grant, source = gateway.admit_sender(
         head, address.path, address.token, refuse_switched_off=_refuse_switched_off
     )
-    with gateway.connections.acquire(namespace.name):
+    lease: ConnectionLease | None = gateway.connections.acquire(namespace.name)
+    try:
         tracking_id = gateway.tracking_id(address.id)
         headers = connect_headers(head.headers, credential_header=source, via_host=head.host)
         sender = _Sender(gateway, peer, head, address, namespace.name, entity, tracking_id, headers, trailing)
         result = await sender.find_listener()
+        if isinstance(result, HandOver):
+            peer.lease, lease = lease, None
+            peer.session_id = tracking_id
+            early = bytes(sender.early)
+            return _join(gateway, peer, upgrade, early, result, namespace.name, entity, tracking_id, grant)
         if result is None:
             gateway.trace.emit(RENDEZVOUS_EXPIRED, tracking_id=tracking_id, entity=entity.path, cause="sender gone")
-            return
-        if isinstance(result, Refused):
-            result.tracking_id = tracking_id
-            if result.reason is RefusalReason.ACCEPT_TIMEOUT:
-                gateway.trace.emit(RENDEZVOUS_EXPIRED, tracking_id=tracking_id, entity=entity.path, cause="timeout")
-            raise result
-        await _join(gateway, peer, upgrade, bytes(sender.early), result, namespace.name, entity, tracking_id, grant)
+            return None
+        result.tracking_id = tracking_id
+        if result.reason is RefusalReason.ACCEPT_TIMEOUT:
+            gateway.trace.emit(RENDEZVOUS_EXPIRED, tracking_id=tracking_id, entity=entity.path, cause="timeout")
+        raise result
+    finally:
+        if lease is not None:
+            lease.release()
 
 
 async def _join(

@@ -17,11 +17,12 @@ import trio
 from ..broker.auth import Authorizer, Credential, Grant, find_credential
 from ..broker.exchange import RequestIds
 from ..broker.model import HybridConnection, Namespace, endpoint_not_found, host_name
-from ..broker.quota import ByteBudget, ConnectionQuota, SourceLimiter, source_key
+from ..broker.quota import ByteBudget, ConnectionLease, ConnectionQuota, SourceLimiter, source_key
 from ..broker.registry import Registry
 from ..broker.rendezvous import RendezvousTable
 from ..config import Config
 from ..errors import EndpointNotFound, ServerBusy
+from ..net.direct import ReadingScope
 from ..net.linger import cut
 from ..net.mover import Mover
 from ..net.pool import BufferPool
@@ -33,7 +34,8 @@ from ..vocab import RefusalReason, Right, TrackingId
 from ..wire.http1 import Headers, RequestHead
 from ..wire.messages import RemoteEndpoint
 from ..wire.status import close_reason, make_tracking_id, refusal_reason_phrase
-from .exchange import Exchange, Patience
+from .exchange import Exchange
+from .waiter import Patience
 
 if TYPE_CHECKING:
     from ..net.engine import Engine
@@ -80,6 +82,8 @@ class Peer:
       is_tls: whether the stream is encrypted, which decides the scheme of rendezvous addresses.
       is_answered: a 101 is on its way, so no other answer may follow.
       is_detached: the stream has gone to another owner, who closes it.
+      lease: what it counts for in its namespace once it is a session; released with the connection.
+      session_id: tracking id of that session.
     """
 
     stream: trio.abc.Stream
@@ -87,6 +91,8 @@ class Peer:
     is_tls: bool
     is_answered: bool = False
     is_detached: bool = False
+    lease: ConnectionLease | None = None
+    session_id: str = ""
 
 
 class Gateway:
@@ -134,7 +140,7 @@ class Gateway:
         self.connection_ended = trio.lowlevel.ParkingLot()
         self.is_stopping = False
         self._background: trio.Nursery | None = None
-        self._idle: dict[trio.CancelScope, float] = {}
+        self._idle: dict[trio.CancelScope | ReadingScope, float] = {}
         self._held_back: Counter[str] = Counter()
         # Counters since the start.
         self.sessions_by_reason = dict.fromkeys(EndReason, 0)
@@ -288,7 +294,7 @@ class Gateway:
         finally:
             await cut(stream)  # noqa: ASYNC102 - shields itself
 
-    def begin_idle(self, scope: trio.CancelScope, deadline: float) -> None:
+    def begin_idle(self, scope: trio.CancelScope | ReadingScope, deadline: float) -> None:
         """From now on ``scope`` waits for a request: it ends soon after ``deadline``, or when the server stops.
 
         Called again, it gets another deadline.
@@ -297,7 +303,7 @@ class Gateway:
         if self.is_stopping:
             scope.cancel()
 
-    def end_idle(self, scope: trio.CancelScope) -> None:
+    def end_idle(self, scope: trio.CancelScope | ReadingScope) -> None:
         """Its request has come; it may take its time."""
         self._idle.pop(scope, None)
 

@@ -2,14 +2,18 @@
 
 A sender waits behind a rendezvous address; listeners, their control channels and the server's end decide. They only set
 the outcome, without a checkpoint, and the sender's own task acts on it.
+
+That task waits in two steps. At first it only sleeps: most listeners come at once, and neither a deadline nor a watch
+over the sender's connection is worth its cost then. One that waits for longer is woken by :class:`Patience`, and sees
+to both.
 """
 
 from __future__ import annotations
 
-import abc
 import enum
+from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import trio
 
@@ -21,7 +25,7 @@ from ..wire.http1 import build_response
 if TYPE_CHECKING:
     from .state import Gateway
 
-__all__ = ["CLOSE_HEADERS", "HandOver", "Lost", "Refusal", "StreamWaiter", "Waiter", "let_go"]
+__all__ = ["CLOSE_HEADERS", "HandOver", "Lost", "Patience", "Refusal", "StreamWaiter", "Waiter", "let_go"]
 
 CLOSE_HEADERS: Final = (("Content-Length", "0"), ("Connection", "close"))
 """Header lines of an answer that ends an upgrade's connection."""
@@ -54,7 +58,7 @@ class Lost(enum.Enum):
 _Answer = TypeVar("_Answer")
 
 
-class Waiter(abc.ABC, Generic[_Answer]):
+class Waiter(Generic[_Answer]):
     """A sender that waits for a listener. The first outcome counts; each is set without a checkpoint.
 
     ``_Answer`` is what a kind of sender may get beside a rendezvous connection, ``None`` where there is nothing else.
@@ -63,10 +67,33 @@ class Waiter(abc.ABC, Generic[_Answer]):
     def __init__(self) -> None:
         self._outcome: HandOver | Refusal | Refused | Lost | _Answer | None = None
         self._is_taken = False
+        self._sleeper: trio.lowlevel.Task | None = None
 
-    @abc.abstractmethod
     def _wake(self) -> None:
-        """Called once, when the outcome is there."""
+        """Called when the outcome is there."""
+        self.end_sleep()
+
+    async def sleep(self, patience: Patience | None = None) -> bool:
+        """Sleep until the outcome is there, with ``patience`` not for long. Returns: whether it is. A checkpoint."""
+        if self._outcome is not None:
+            await trio.lowlevel.checkpoint()
+            return True
+        self._sleeper = trio.lowlevel.current_task()
+        if patience is not None:
+            patience.add(self)
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self._sleeper = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+        return self._outcome is not None
+
+    def end_sleep(self) -> None:
+        """It has slept long enough; does nothing when it does not sleep."""
+        if self._sleeper is not None:
+            trio.lowlevel.reschedule(self._sleeper)
+            self._sleeper = None
 
     def hand_over(self, connection: HandOver) -> bool:
         """The rendezvous connection is there.
@@ -107,19 +134,35 @@ class Waiter(abc.ABC, Generic[_Answer]):
 class StreamWaiter(Waiter[None]):
     """A WebSocket sender that waits."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._changed = trio.Event()
 
-    def _wake(self) -> None:
-        self._changed.set()
+class Patience:
+    """Ends the sleep of senders that have slept for a while. One task for all; it rests while there are none.
 
-    async def wait(self) -> HandOver | Refusal | Refused | Lost:
-        """Wait for the outcome and take it."""
-        await self._changed.wait()
-        outcome = self.take()
-        assert outcome is not None
-        return outcome
+    Args:
+      seconds: how long one may sleep at least; it wakes within twice that.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._sleepers: deque[tuple[float, Waiter[Any]]] = deque()
+        self._lot = trio.lowlevel.ParkingLot()
+
+    def add(self, waiter: Waiter[Any]) -> None:
+        """Look after one that begins to sleep."""
+        if not self._sleepers:
+            self._lot.unpark()
+        self._sleepers.append((trio.current_time() + self._seconds, waiter))
+
+    async def run(self) -> None:
+        """Wake sleepers in their turn, until cancelled."""
+        sleepers = self._sleepers
+        while True:
+            while sleepers and sleepers[0][0] <= trio.current_time():
+                sleepers.popleft()[1].end_sleep()
+            if sleepers:
+                await trio.sleep(self._seconds)
+            else:
+                await self._lot.park()
 
 
 def let_go(gateway: Gateway, pending: Pending, waiter: Waiter[_Answer]) -> None:

@@ -1,5 +1,8 @@
 """Where connections come in: listening sockets, and TLS contexts that are renewed while the server runs.
 
+Trio hands over one connection per turn of the event loop. A relay whose clients dial a thousand times a second takes
+all that have come in one turn.
+
 A renewed certificate serves new handshakes only; a connection keeps the context with which it began. The new pair
 is loaded into a context of its own and swapped in when it is whole, because loading it into the live one can leave
 a mismatched pair behind.
@@ -7,7 +10,9 @@ a mismatched pair behind.
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +21,80 @@ import trio
 
 from ..errors import ConfigError
 
-__all__ = ["TlsContext", "open_listeners"]
+__all__ = ["Listener", "TlsContext", "open_listeners"]
+
+_PASSING_ERRNOS = frozenset(
+    {
+        errno.ECONNABORTED,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.ENOPROTOOPT,
+        errno.EOPNOTSUPP,
+        errno.EPERM,
+        errno.EPROTO,
+        errno.ETIMEDOUT,
+        getattr(errno, "ENONET", errno.EPROTO),
+    }
+)
+"""What accept(2) says of a connection that went wrong before it was taken, which is no fault of ours."""
 
 
-async def open_listeners(host: str, port: int, *, backlog: int) -> list[trio.SocketListener]:
+class Listener(trio.abc.AsyncResource):
+    """A listening socket.
+
+    Args:
+      listening: bound, listening and non-blocking; owned by this object from here on.
+
+    Attributes:
+      address: ``(host, port)`` where it listens.
+    """
+
+    def __init__(self, listening: socket.socket) -> None:
+        self._socket = listening
+        self.address: tuple[str, int] = listening.getsockname()[:2]
+
+    async def wait(self) -> None:
+        """Wait until `accept_nowait` may find a connection. A checkpoint.
+
+        Raises:
+          trio.ClosedResourceError: the listener was closed.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if self._socket.fileno() < 0:
+            raise trio.ClosedResourceError("this listener was closed")
+        await trio.lowlevel.wait_readable(self._socket)
+
+    def accept_nowait(self) -> tuple[trio.SocketStream, tuple[str, int]] | None:
+        """Take a connection, which belongs to the caller, and the address of its peer.
+
+        Returns: None when there is none, or the listener was closed.
+
+        Raises:
+          OSError: there are no descriptors or no memory left.
+        """
+        while self._socket.fileno() >= 0:
+            try:
+                accepted, name = self._socket.accept()
+            except BlockingIOError:
+                return None
+            except OSError as error:
+                if error.errno not in _PASSING_ERRNOS:
+                    raise
+            else:
+                return trio.SocketStream(trio.socket.from_stdlib_socket(accepted)), (name[0], name[1])
+        return None
+
+    async def aclose(self) -> None:
+        """Close it; connections that nobody has taken are reset. May be called again. A checkpoint."""
+        if self._socket.fileno() >= 0:
+            trio.lowlevel.notify_closing(self._socket)
+            self._socket.close()
+        await trio.lowlevel.checkpoint()
+
+
+async def open_listeners(host: str, port: int, *, backlog: int) -> list[Listener]:
     """Bind and listen on every address of ``host``.
 
     Args:
@@ -49,7 +124,14 @@ async def open_listeners(host: str, port: int, *, backlog: int) -> list[trio.Soc
         raise ConfigError(
             f"cannot listen on {where}: {error.strerror or error}; {advice}", key="server.port"
         ) from error
-    return listeners
+    return [_own(listener) for listener in listeners]
+
+
+def _own(listener: trio.SocketListener) -> Listener:
+    listening = socket.socket(fileno=os.dup(listener.socket.fileno()))
+    listening.setblocking(False)
+    listener.socket.close()
+    return Listener(listening)
 
 
 class TlsContext:

@@ -13,7 +13,27 @@ import trio
 
 from ..vocab import BytesLike
 
-__all__ = ["DirectSocket", "direct_socket"]
+__all__ = ["DirectSocket", "ReadingScope", "direct_socket"]
+
+
+class ReadingScope:
+    """What ends the waiting in `DirectSocket.receive` from outside; a cancel scope for this alone, and much cheaper.
+
+    The waiting ends with `trio.ClosedResourceError`, though nothing is closed. Whoever is about to wait looks at
+    ``cancel_called`` first: what was cancelled earlier does not end a wait that comes after.
+    """
+
+    __slots__ = ("_socket", "cancel_called")
+
+    def __init__(self, socket: trio.socket.SocketType) -> None:
+        self._socket = socket
+        self.cancel_called = False
+
+    def cancel(self) -> None:
+        """End the waiting, if there is any. Not a checkpoint."""
+        if not self.cancel_called:
+            self.cancel_called = True
+            trio.lowlevel.notify_closing(self._socket)
 
 
 class DirectSocket:
@@ -23,6 +43,10 @@ class DirectSocket:
 
     def __init__(self, socket: trio.socket.SocketType) -> None:
         self._socket = socket
+
+    def reading_scope(self) -> ReadingScope:
+        """A scope for the next calls of `receive`."""
+        return ReadingScope(self._socket)
 
     def send_nowait(self, data: BytesLike) -> int:
         """Hand over as much as the socket takes now. Returns: how many bytes that was.
@@ -51,10 +75,14 @@ class DirectSocket:
             raise trio.BrokenResourceError(f"socket connection broken: {error}") from error
 
     async def receive(self, max_bytes: int) -> bytes:
-        """Wait until there is something to read, and read it once. Raises as `receive_nowait`.
+        """Wait until there is something to read, and read it once.
 
         It waits before it tries: for peers that have just been answered and have sent nothing yet. A checkpoint;
         cancelled, it loses nothing.
+
+        Raises:
+          trio.BrokenResourceError: the connection is lost.
+          trio.ClosedResourceError: the socket's `ReadingScope` was cancelled meanwhile.
         """
         while True:
             await trio.lowlevel.wait_readable(self._socket)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 import trustme
 
 from relaycore.errors import ConfigError
@@ -118,8 +119,44 @@ async def test_an_address_that_is_taken_is_named() -> None:
     """failures: bad input gets a clear error."""
     [first] = await open_listeners("127.0.0.1", 0, backlog=8)
     async with first:
-        port = first.socket.getsockname()[1]
+        port = first.address[1]
         with pytest.raises(ConfigError, match=rf"server.port: cannot listen on 127.0.0.1:{port}: .*another program"):
             await open_listeners("127.0.0.1", port, backlog=8)
     with pytest.raises(ConfigError, match=r"cannot listen on 203.0.113.1:0: .*address of this machine"):
         await open_listeners("203.0.113.1", 0, backlog=8)
+
+
+async def test_all_connections_that_have_come_are_taken_in_one_turn() -> None:
+    [listener] = await open_listeners("127.0.0.1", 0, backlog=8)
+    async with listener:
+        assert listener.accept_nowait() is None
+        near = [await trio.open_tcp_stream(*listener.address) for _ in range(3)]
+        await listener.wait()
+        for stream in near:
+            accepted = listener.accept_nowait()
+            assert accepted is not None
+            far, name = accepted
+            assert name == stream.socket.getsockname()
+            await far.send_all(b"x")
+            assert await stream.receive_some() == b"x"
+            await far.aclose()
+            await stream.aclose()
+        assert listener.accept_nowait() is None
+
+
+async def test_a_closed_listener_ends_the_waiting() -> None:
+    [listener] = await open_listeners("127.0.0.1", 0, backlog=8)
+
+    async def wait() -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            await listener.wait()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked()
+        await listener.aclose()
+    await wait()
+    await listener.aclose()
+    assert listener.accept_nowait() is None
+    with pytest.raises(OSError, match=r".*"):
+        await trio.open_tcp_stream(*listener.address)

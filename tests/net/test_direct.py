@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import trio
-from trio.testing import memory_stream_pair, open_stream_to_socket_listener
+from trio.testing import memory_stream_pair, open_stream_to_socket_listener, wait_all_tasks_blocked
 
 from relaycore.net.direct import direct_socket
 from relaycore.net.linger import reset
@@ -83,3 +83,35 @@ async def test_reading_from_a_reset_connection(pair):
 
 async def test_other_streams_have_none():
     assert direct_socket(memory_stream_pair()[0]) is None
+
+
+async def test_a_reading_scope_ends_the_waiting_and_loses_nothing(pair):
+    near, far = pair
+    direct = direct_socket(near)
+    assert direct is not None
+    scope = direct.reading_scope()
+
+    async def wait() -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            await direct.receive(10)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        await wait_all_tasks_blocked()
+        scope.cancel()
+        scope.cancel()
+    assert scope.cancel_called
+    await far.send_all(b"later")
+    assert await direct.receive(10) == b"later"
+    await near.send_all(b"back")
+    assert await far.receive_some() == b"back"
+
+
+async def test_a_reading_scope_ends_no_wait_that_comes_after(pair):
+    near, far = pair
+    direct = direct_socket(near)
+    assert direct is not None
+    direct.reading_scope().cancel()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(far.send_all, b"x")
+        assert await direct.receive(10) == b"x"
