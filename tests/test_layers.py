@@ -31,6 +31,7 @@ FLOORS: dict[str, int] = {
     "edge": 5,
     "admin": 5,
     "testing": 5,
+    "selfcheck": 5,
     "cli": 6,
     "__main__": 6,
 }

@@ -32,6 +32,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "token": "Make a shared access signature, or explain one.",
     "ca": "Make a local certificate authority and certificates.",
     "demo": "Send a file through a relay, a listener and a sender on this machine.",
+    "bench": "Measure a relay on this machine beside a direct connection.",
     "completion": "Print the completion script for a shell.",
     "version": "Show versions.",
 }

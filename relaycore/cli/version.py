@@ -10,7 +10,7 @@ import click
 
 import relaycore
 
-__all__ = ["command"]
+__all__ = ["command", "versions"]
 
 
 def _version_of(distribution: str) -> str:
@@ -29,19 +29,24 @@ def _mask_implementation() -> str:
     return mask_implementation()
 
 
-@click.command("version")
-@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
-def command(as_json: bool) -> None:
-    """Show versions."""
-    versions = {
+def versions() -> dict[str, str]:
+    """What runs here, by name."""
+    return {
         "relaycore": relaycore.__version__,
         "python": platform.python_version(),
         "trio": _version_of("trio"),
         "cffi": _version_of("cffi"),
         "mask": _mask_implementation(),
     }
+
+
+@click.command("version")
+@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
+def command(as_json: bool) -> None:
+    """Show versions."""
+    found = versions()
     if as_json:
-        click.echo(json.dumps(versions))
+        click.echo(json.dumps(found))
     else:
-        for name, value in versions.items():
+        for name, value in found.items():
             click.echo(f"{name:<10} {value}")
