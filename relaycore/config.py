@@ -160,14 +160,16 @@ class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     rules_per_level: Count = 12
     """Authorization rules on the namespace, and on each hybrid connection; the next is refused (wire contract 15)."""
 
-    pool_buffers: Count = 4_096
+    pool_buffers: Count = 1_024
     """Receive buffers shared by all sessions. A direction borrows one from receive to complete send, so each reader
     that does not read keeps one; while none is free, sessions go on with a reserve of 4 KiB ones, four for each, and
-    then stop reading. 4096 are 256 MiB, and a quarter more for the reserve, touched only when that many directions are
-    stalled at once; a small machine may take fewer."""
+    then stop reading. 1024 are 256 MiB, and 16 more for the reserve, touched only when that many directions are stalled
+    at once; a small machine may take fewer."""
 
-    pool_buffer_bytes: Annotated[int, Meta(ge=4_096, le=1 << 20)] = 65_536
-    """Bytes read per turn. 64 KiB fills a pipe; more raises bulk throughput and makes small streams wait."""
+    pool_buffer_bytes: Annotated[int, Meta(ge=4_096, le=1 << 20)] = 258_048
+    """Bytes of a buffer, and the most that one receive brings. With its head-room, 258 048 are 64 pages: 256 KiB. A
+    session takes that much only while it is alone on its thread, and 64 KiB at a time beside others, which would have
+    to wait; sessions that Trio moves always take 64 KiB."""
 
     control_queue: Count = 256
     """Messages waiting for one control channel. At the bound, senders wait for the listener to read; the accept

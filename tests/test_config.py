@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 import relaycore.config
+from relaycore._native import HEADROOM_BYTES
 from relaycore.config import Config, Setting, default_store_path, load_config, settings
 from relaycore.errors import ConfigError
 from relaycore.wire import limits
@@ -115,7 +116,8 @@ def test_the_protocol_s_numbers_are_the_defaults():
     assert config.limits.connections_per_namespace == limits.MAX_CONNECTIONS_PER_NAMESPACE
     assert config.limits.entities_per_namespace == limits.MAX_ENTITIES_PER_NAMESPACE
     assert config.limits.rules_per_level == limits.MAX_RULES_PER_LEVEL
-    assert config.limits.pool_buffer_bytes == limits.MAX_FRAME_TO_CLIENT_BYTES
+    assert config.limits.pool_buffer_bytes > limits.MAX_FRAME_TO_CLIENT_BYTES
+    assert config.limits.pool_buffers * (config.limits.pool_buffer_bytes + HEADROOM_BYTES) <= 256 << 20
     assert config.limits.head_bytes == 2 * limits.MAX_REQUEST_HEADERS_BYTES
 
 

@@ -233,5 +233,5 @@ class Engine:
         )
 
     def shut(self) -> None:
-        """Cancel what is left, end the threads and wait for them, which takes a turn. Tokens can be taken afterwards."""
+        """Cancel what is left, end the threads and wait for them: one turn. Tokens can be taken afterwards."""
         lib.rc_engine_shut(self._engine)

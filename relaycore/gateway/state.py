@@ -59,6 +59,9 @@ _IDLE_CHECK_INTERVAL = 0.2
 _SLEEP = 0.05
 """Seconds that a relayed request waits before its sender is watched; its leaving is noticed within twice that."""
 
+_TRIO_BUFFER_BYTES: Final = 65_536
+"""Most that a session moved by Trio takes at a time: between two receives of one, all others have their turn."""
+
 SHUTDOWN_TEXT: Final = "The relay is shutting down"
 
 
@@ -115,7 +118,9 @@ class Gateway:
         self.trace = trace
         self.now_unix = now_unix
         self.rng = rng or random.Random()
-        self.pool = BufferPool(buffers=limits.pool_buffers, buffer_bytes=limits.pool_buffer_bytes)
+        self.pool = BufferPool(
+            buffers=limits.pool_buffers, buffer_bytes=min(limits.pool_buffer_bytes, _TRIO_BUFFER_BYTES)
+        )
         self.engine = engine
         self.mover = Mover(self.pool, engine)
         # The books.

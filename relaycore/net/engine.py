@@ -35,10 +35,11 @@ from .session import EndReason, Session, SessionResult
 
 __all__ = ["Engine", "EngineStatistics", "engine_is_available", "open_engine", "shared_engine"]
 
-DEFAULT_BUFFERS: Final = 4_096
-DEFAULT_BUFFER_BYTES: Final = 65_536
+DEFAULT_BUFFERS: Final = 1_024
+DEFAULT_BUFFER_BYTES: Final = 258_048
+"""With its head-room, 64 pages."""
 
-_SHARED_BUFFERS: Final = 256
+_SHARED_BUFFERS: Final = 64
 """Of a program that splices here and there: 16 MiB, touched only when as many directions are stalled at once."""
 
 _REASONS: Final = {
