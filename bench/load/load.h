@@ -1,9 +1,10 @@
-/* rcload: the load side of the benchmarks. One program, four roles:
+/* rcload: the load side of the benchmarks. One program, five roles:
  *
  *   client     dials an address many times and runs jobs over the connections: WebSocket streams, or HTTP requests
  *   server     a plain WebSocket server: the far end of the direct and proxied topologies
  *   origin     a plain HTTP server: the same for requests
  *   listener   a relay listener: holds control channels, dials each rendezvous address it is given, answers requests
+ *   floor      the least that joins senders and a listener: what the load side can do at most (floor.c)
  *
  * Server and listener do the same work for a stream (peer.c), origin and listener for a request, so that topologies differ only
  * in what stands between.
@@ -278,5 +279,6 @@ void run_client(const struct settings *settings);
 void run_server(const struct settings *settings);
 void run_origin(const struct settings *settings);
 void run_listener(const struct settings *settings);
+void run_floor(const struct settings *settings);
 
 #endif

@@ -123,7 +123,9 @@ int main(int argc, char **argv)
         run_origin(&settings);
     else if (argc == 2 && strcmp(argv[1], "listener") == 0)
         run_listener(&settings);
+    else if (argc == 2 && strcmp(argv[1], "floor") == 0)
+        run_floor(&settings);
     else
-        fatal("usage: rcload client|server|origin|listener, settings on standard input");
+        fatal("usage: rcload client|server|origin|listener|floor, settings on standard input");
     return 0;
 }
