@@ -7,7 +7,7 @@ import random
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -29,7 +29,7 @@ from ..net.pool import BufferPool
 from ..net.session import EndReason, SessionResult
 from ..net.websocket import WebSocketLeg
 from ..store.base import Store
-from ..trace import Trace
+from ..trace import INTERNAL_ERROR, Trace
 from ..vocab import RefusalReason, Right, TrackingId
 from ..wire.http1 import Headers, RequestHead
 from ..wire.messages import RemoteEndpoint
@@ -279,12 +279,19 @@ class Gateway:
     def close_soon(self, stream: trio.abc.Stream, farewell: bytes) -> None:
         """Send ``farewell`` and close a stream that nobody waits for any more, within ``timeouts.close``."""
         assert self._background is not None
-        self._background.start_soon(self._say_goodbye, stream, farewell)
+        self._background.start_soon(self._contain, self._say_goodbye, stream, farewell)
 
     def part_soon(self, leg: WebSocketLeg, code: int, text: str, tracking_id: str) -> None:
         """Close a leg with a code of ours, within ``timeouts.close``, while nobody waits for it."""
         assert self._background is not None
-        self._background.start_soon(self._part, leg, code, self.close_reason(text, tracking_id))
+        self._background.start_soon(self._contain, self._part, leg, code, self.close_reason(text, tracking_id))
+
+    async def _contain(self, task: Callable[..., Awaitable[None]], *arguments: object) -> None:
+        """What goes wrong with one connection must not end the server's nursery."""
+        try:
+            await task(*arguments)
+        except Exception as error:
+            self.trace.emit(INTERNAL_ERROR, message=f"{type(error).__name__}: {error}", exc_info=error)
 
     async def _part(self, leg: WebSocketLeg, code: int, reason: str) -> None:
         with self.counted_connection():

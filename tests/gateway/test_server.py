@@ -390,6 +390,28 @@ async def test_an_error_in_the_look_at_one_session_ends_nothing(start_relay, mon
     assert await listener.read_message() == (2, b"still")
 
 
+async def test_an_error_in_a_farewell_ends_nothing(start_relay) -> None:
+    """failures: attacker-set length overflows, process dies."""
+    relay = await start_relay()
+    _, sender, listener = await relay.join()
+
+    class Broken(trio.abc.SendStream):
+        async def send_all(self, _data: object) -> None:
+            raise ZeroDivisionError("seeded")
+
+        async def wait_send_all_might_not_block(self) -> None: ...
+
+        async def aclose(self) -> None: ...
+
+    relay.server._gateway.close_soon(Broken(), b"HTTP/1.1 404\r\n\r\n")
+    with trio.fail_after(5):
+        while not relay.named("internal.error"):
+            await trio.sleep(0.01)
+    relay.events.clear()
+    await sender.send(frame(2, b"still"))
+    assert await listener.read_message() == (2, b"still")
+
+
 async def test_cancelling_serve_leaves_nothing(nursery: trio.Nursery) -> None:
     """spec 13: a server that is cancelled closes everything it has."""
     config = Config(server=ServerConfig(port=0), store=StoreConfig(path=":memory:"))
