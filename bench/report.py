@@ -12,7 +12,7 @@ from .loadgen import HTTP
 from .suite import Pace, Run
 from .workload import WEBSOCKET, Workload
 
-BASES = ("direct", "haproxy", "haproxy-http")
+BASES = ("direct", "haproxy", "haproxy-tuned", "haproxy-http", "relay-trio")
 """Topologies that the headline is put in relation to, where they took part."""
 
 ADDED = {"added p50 µs": "p50 µs", "added p99 µs": "p99 µs"}

@@ -6,7 +6,12 @@ from ..loadgen import Route
 from .base import Stage, topology
 
 
-@topology("floor", "a relay in C without tokens or checks: joins, unmasks, passes on", by_default=False)
+@topology(
+    "floor",
+    "a relay in C without tokens or checks: joins, unmasks, passes on",
+    version=lambda: "of this tree",
+    by_default=False,
+)
 def floor(stage: Stage) -> Route:
     relay, ready = stage.load("floor")
     port = ready["port"]
