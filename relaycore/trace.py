@@ -267,6 +267,8 @@ def redact(text: str) -> str:
 def _clean(value: object) -> FieldValue:
     if type(value) is str:
         return redact(value)
+    if type(value) is int or value is None:
+        return value
     if isinstance(value, enum.Enum):
         value = value.value
     if isinstance(value, str):

@@ -46,6 +46,8 @@ _ID_FORM: Final = re.compile(r"[A-Za-z0-9_-]{22,128}")
 class RendezvousState(enum.Enum):
     """Where an address stands."""
 
+    __hash__ = object.__hash__  # members are there once each; that of Enum is a call into Python
+
     MINTED = "minted"
     CLAIMED = "claimed"
     REJECTED = "rejected"
@@ -55,6 +57,8 @@ class RendezvousState(enum.Enum):
 
 class RendezvousEvent(enum.Enum):
     """What can happen to an address."""
+
+    __hash__ = object.__hash__
 
     CLAIM = "claim"
     REJECT = "reject"

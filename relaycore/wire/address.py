@@ -159,7 +159,7 @@ def parse_target(target: str) -> Address:
     if prefix is None:
         raise _bad_request("The request target is not a hybrid connection address")
     raw_path = path[prefix.end() :]
-    own = _own_parameters(query)
+    own, user_query = _split_query(query)
     action = _ACTIONS.get(own.get(PARAMETER_ACTION, "connect").lower())
     if action is None:
         raise _bad_request("Unknown sb-hc-action")
@@ -173,7 +173,7 @@ def parse_target(target: str) -> Address:
         action=action,
         path=decode_path(raw_path),
         raw_path=raw_path,
-        user_query=strip_query(query),
+        user_query=user_query,
         id=own.get(PARAMETER_ID) or None,
         token=own.get(PARAMETER_TOKEN) or None,
         rendezvous=None if rendezvous is None else RendezvousId(rendezvous),
@@ -194,11 +194,11 @@ def parse_http_target(target: str) -> HttpTarget:
     Source: wire contract 2.1, 2.2 and 9.3.
     """
     path, query = ("", "") if target == "*" else split_target(target)
-    own = _own_parameters(query)
+    own, user_query = _split_query(query)
     return HttpTarget(
         path=decode_path(path),
         raw_path=path.lstrip("/"),
-        user_query=strip_query(query),
+        user_query=user_query,
         id=own.get(PARAMETER_ID) or None,
         token=own.get(PARAMETER_TOKEN) or None,
     )
@@ -218,14 +218,22 @@ def request_target(raw_path: str, user_query: str, *, raw: bool) -> str:
     return f"/{path}?{user_query}" if user_query else f"/{path}"
 
 
-def _own_parameters(query: str) -> dict[str, str]:
-    """Return the parameters that are meant for the relay, by their folded names."""
+def _split_query(query: str) -> tuple[dict[str, str], str]:
+    """Return the parameters that are meant for the relay, by their folded names, and the query without them."""
     own: dict[str, str] = {}
+    users: list[str] = []
     for piece in query.split("&"):
-        if _is_own(piece):
-            name, _, value = piece.partition("=")
-            own.setdefault(unquote_plus(name).lower(), unquote_plus(value))
-    return own
+        name, equals, value = piece.partition("=")
+        folded = _unescape(name).lower()
+        if equals and folded.startswith(PARAMETER_PREFIX):
+            own.setdefault(folded, _unescape(value))
+        else:
+            users.append(piece)
+    return own, "&".join(users)
+
+
+def _unescape(text: str) -> str:
+    return unquote_plus(text) if "%" in text or "+" in text else text
 
 
 def connect_address(target: str) -> Address:
@@ -244,11 +252,6 @@ def connect_address(target: str) -> Address:
     )
 
 
-def _is_own(piece: str) -> bool:
-    name, equals, _ = piece.partition("=")
-    return bool(equals) and unquote_plus(name).lower().startswith(PARAMETER_PREFIX)
-
-
 def strip_query(raw_query: str) -> str:
     """Return a query without the pieces that are meant for the relay, the others byte for byte.
 
@@ -259,7 +262,7 @@ def strip_query(raw_query: str) -> str:
 
     Source: wire contract 2.4.
     """
-    return "&".join(piece for piece in raw_query.split("&") if not _is_own(piece))
+    return _split_query(raw_query)[1]
 
 
 def entity_candidates(path: str) -> Iterator[tuple[str, str]]:

@@ -180,8 +180,12 @@ class Headers:
 
 
 def _has_member(headers: Headers, name: str, member: str) -> bool:
-    # Most lines do not hold the word at all and need not be taken apart.
-    return any(member in line.lower() and member in map(str.lower, split_list(line)) for line in headers.get_all(name))
+    for line in headers.get_all(name):
+        folded = line.lower()
+        # Most lines are the word and no more, or do not hold it at all, and need not be taken apart.
+        if folded == member or (member in folded and member in split_list(folded)):
+            return True
+    return False
 
 
 class _Framing:
