@@ -164,7 +164,7 @@ class Engine:
       MemoryError: memory, descriptors or threads were refused.
     """
 
-    __slots__ = ("_engine", "_handle", "_statistics", "_tokens")
+    __slots__ = ("_engine", "_handle", "_is_shut", "_statistics", "_tokens")
 
     def __init__(self, *, threads: int, buffers: int, buffer_bytes: int = 65_536) -> None:
         handle = ffi.new("struct rc_engine **")
@@ -178,6 +178,7 @@ class Engine:
                 f"no engine of {threads} threads and {buffers} buffers of {buffer_bytes} bytes", section="rc_engine.h"
             )
         self._handle = handle
+        self._is_shut = False
         self._engine = ffi.gc(handle[0], lib.rc_engine_free)
         self._tokens = ffi.new("uint64_t[]", _BATCH)
         self._statistics = ffi.new("struct rc_engine_statistics *")
@@ -187,7 +188,13 @@ class Engine:
         return lib.rc_engine_fd(self._engine)
 
     def submit(self, job: Job) -> None:
-        """Hand a job over."""
+        """Hand a job over.
+
+        Raises:
+          LocalProtocolError: the engine was shut.
+        """
+        if self._is_shut:
+            raise LocalProtocolError("a job for an engine that was shut", section="rc_engine.h")
         lib.rc_engine_submit(self._engine, job._job)
 
     def close(self, job: Job, code: int, reason: bytes) -> None:
@@ -197,10 +204,10 @@ class Engine:
           LocalProtocolError: code or reason may not stand in a Close frame.
         """
         view = ffi.from_buffer("uint8_t[]", reason)
-        if job._reason is None:  # the first close counts, and its text has to stay
-            job._reason = view
         if not 0 <= code <= 0xFFFF or lib.rc_engine_close(self._engine, job._job, code, view, len(reason)) < 0:
             raise LocalProtocolError(f"close code {code} with {len(reason)} bytes of reason", section="RFC 6455 5.5.1")
+        if job._reason is None:  # the first close counts, and its text has to stay
+            job._reason = view
 
     def cancel(self, job: Job) -> None:
         """Ask the engine to let go. It has done so when the token comes out of :meth:`completions`."""
@@ -234,4 +241,5 @@ class Engine:
 
     def shut(self) -> None:
         """Cancel what is left, end the threads and wait for them: one turn. Tokens can be taken afterwards."""
+        self._is_shut = True
         lib.rc_engine_shut(self._engine)

@@ -56,16 +56,18 @@ _REASONS: Final = {
 class _Running:
     """A session in the engine; its driver."""
 
-    __slots__ = ("_cancel", "_native", "job", "task")
+    __slots__ = ("_cancel", "_native", "close", "job", "task")
 
     def __init__(self, native: Native, job: Job) -> None:
         self._native = native
         self.job = job
         self.task = trio.lowlevel.current_task()
+        self.close: tuple[int, bytes] | None = None
         self._cancel: Callable[[], NoReturn] | None = None
 
     def close_nowait(self, code: int, reason: bytes) -> None:
         self._native.close(self.job, code, reason)
+        self.close = code, reason
 
     def check_sources_nowait(self) -> None:
         pass  # epoll tells the engine
@@ -93,9 +95,12 @@ class Engine:
         self._native = native
         self._running: dict[int, _Running] = {}
         self._next_token = 0
+        self._is_shut = False
 
     def can_run(self, session: Session) -> bool:
-        """Whether both legs are plain sockets."""
+        """Whether both legs are plain sockets, and the engine has not ended."""
+        if self._is_shut:
+            return False
         return isinstance(session.sender.stream, trio.SocketStream) and isinstance(
             session.listener.stream, trio.SocketStream
         )
@@ -108,16 +113,19 @@ class Engine:
 
         Raises:
           OSError: the system does not let the engine watch the sockets.
+          trio.ClosedResourceError: the engine has ended before.
         """
         try:
             result = await self.carry(session)
-        except OSError:
+        except (OSError, trio.ClosedResourceError):
             await session.part(None)  # noqa: ASYNC120 - shields itself
             raise
         return result
 
     async def carry(self, session: Session) -> SessionResult:
-        """As `run`, but on OSError nothing was read or sent, and the legs are the caller's as they were."""
+        """As `run`, but on these two errors nothing was read or sent, and the legs are the caller's as they were."""
+        if self._is_shut:
+            raise trio.ClosedResourceError("the engine has ended")
         sender, listener = session.sender, session.listener
         assert isinstance(sender.stream, trio.SocketStream)
         assert isinstance(listener.stream, trio.SocketStream)
@@ -149,6 +157,8 @@ class Engine:
                 await session.part(reason, offender=job.offender)  # noqa: ASYNC102
         if is_refused:
             session.driver = None
+            if running.close is not None:
+                session.brain.close(*running.close)
             raise OSError(job.error, os.strerror(job.error))
         assert reason is not None
         return SessionResult(reason, job.by, session.statistics())
@@ -163,6 +173,7 @@ class Engine:
 
     def shut(self) -> None:
         """End the threads, and cut what still runs. For who has opened the engine. Waits for a round of each thread."""
+        self._is_shut = True
         self._native.shut()
         self.take_completions()
 

@@ -127,11 +127,11 @@ class Session:
         """
         if self._is_over or self.is_closing:
             return
-        self.is_closing = True
         if self.driver is not None:
             self.driver.close_nowait(code, reason)
         else:
             self.brain.close(code, reason)
+        self.is_closing = True
 
     def check_sources_nowait(self) -> None:
         """Cut the session if a source was reset while its destination does not take what it sent before.

@@ -99,8 +99,8 @@ class _Run:
     def close_nowait(self, code: int, reason: bytes) -> None:
         if self._reason is not None:
             return
-        self._end(EndReason.RELAY_CLOSED, CloseBy.RELAY)
         self._brain.close(code, reason)
+        self._end(EndReason.RELAY_CLOSED, CloseBy.RELAY)
         self._cut_soon()
         assert self._nursery is not None
         for direction in Direction:
