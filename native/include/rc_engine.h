@@ -30,7 +30,7 @@
 
 enum {
     RC_ENGINE_THREADS_MAX = 64,
-    RC_CHUNK_BYTES = 65536,       /* most that one lane reads in one turn while another one waits */
+    RC_CHUNK_BYTES = 65536,       /* most that one lane reads in one turn, on a thread that others use as well */
     RC_SMALL_BUFFER_BYTES = 4096, /* of the reserve, which serves while every buffer is out */
     RC_SMALL_PER_BUFFER = 4,
     RC_LINGER_MS = 2000,          /* for the peers to hang up after us, and for a last word to get out */

@@ -254,8 +254,9 @@ static void *run(void *argument) {
 
 static int open_thread(struct rc_engine *engine, struct thread *thread, uint32_t buffers, uint32_t buffer_bytes) {
     struct rc_worker *worker = &thread->worker;
-    uint32_t small = buffers < RC_POOL_BUFFERS_MAX / RC_SMALL_PER_BUFFER ? buffers * RC_SMALL_PER_BUFFER
-                                                                         : RC_POOL_BUFFERS_MAX;
+    uint32_t small = buffers < RC_POOL_BUFFERS_MAX / RC_SMALL_PER_BUFFER - RC_CONTROL_BUFFERS
+                         ? buffers * RC_SMALL_PER_BUFFER + RC_CONTROL_BUFFERS
+                         : RC_POOL_BUFFERS_MAX;
 
     thread->engine = engine;
     worker->next_deadline_ms = UINT64_MAX;

@@ -13,9 +13,10 @@
  *    readable until a receive brought less than it had room for, or EAGAIN. Whether a destination can be written is found
  *    out by writing. An event only ever puts a lane into a queue; everything else happens in its turn.
  *
- * 3. Fair shares. One turn receives at most RC_CHUNK_BYTES while anybody else has something to do. Lanes that moved little
- *    the last time go before those that moved much, and of these only one has its turn before epoll is asked again: a small
- *    message waits for one chunk, not for all streams. Small ones cannot starve large ones: a round serves the events of
+ * 3. Fair shares. One turn receives at most RC_CHUNK_BYTES, or a whole buffer if the job has had its thread for itself
+ *    lately: large chunks cost less per byte, but others would have to wait for them. Lanes that moved little the last
+ *    time go before those that moved much, and of these only one has its turn before epoll is asked again: a small message
+ *    waits for one chunk, not for all streams. Small ones cannot starve large ones: a round serves the events of
  *    one epoll_wait, RC_EVENTS of them, and then a heavy lane.
  *
  * 4. Two writers of one socket. Output of lane d goes to leg 1-d, and so do Pongs and Closes of the brain's own towards that
@@ -36,6 +37,7 @@
 
 #if RC_ENGINE_AVAILABLE
 #include <errno.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
@@ -49,8 +51,8 @@ enum {
 };
 
 enum {
-    HEAVY_BYTES = 16384,   /* a lane that moved this much in one turn waits in the second queue */
-    CONTROL_BUFFERS = 16   /* of the reserve, kept for Pongs and Closes; these come back at once, nearly always */
+    ALONE_MS = 20,      /* a thread that has served one job only for as long lets it take larger chunks */
+    HEAVY_BYTES = 16384 /* a lane that moved this much in one turn waits in the second queue */
 };
 
 _Static_assert(sizeof(struct rc_session) + sizeof(struct rc_job) <= 1024, "the engine's share of an idle session");
@@ -63,6 +65,20 @@ static void push(struct rc_lane_queue *queue, struct rc_lane *lane, uint8_t name
     queue->count++;
 }
 
+static void unqueue(struct rc_lane_queue *queue, struct rc_lane *lane) {
+    for (struct rc_lane **at = &queue->first; *at != NULL; at = &(*at)->next) {
+        if (*at != lane)
+            continue;
+        *at = lane->next;
+        if (*at == NULL)
+            queue->last = at;
+        lane->next = NULL;
+        lane->queue = RC_QUEUE_NONE;
+        queue->count--;
+        return;
+    }
+}
+
 /* Puts a lane into the queue where it belongs, unless it stands in one. */
 static void ready(struct rc_worker *worker, struct rc_lane *lane) {
     if (lane->queue != RC_QUEUE_NONE)
@@ -71,6 +87,14 @@ static void ready(struct rc_worker *worker, struct rc_lane *lane) {
         push(&worker->busy, lane, RC_QUEUE_BUSY);
     else
         push(&worker->fresh, lane, RC_QUEUE_FRESH);
+}
+
+/* The same for a lane that has something to do which takes no buffer, or one of those for control. Work: in proportion to
+ * the lanes that wait for a buffer, if it is one of them. */
+static void rouse(struct rc_worker *worker, struct rc_lane *lane) {
+    if (lane->queue == RC_QUEUE_STARVED)
+        unqueue(&worker->starved, lane);
+    ready(worker, lane);
 }
 
 static struct rc_lane *other_lane(struct rc_job *job, const struct rc_lane *lane) {
@@ -99,6 +123,13 @@ bool rc_job_is_over(const struct rc_job *job) {
 
 /* ------------------------------------------------------------------------------------------------------------ buffers */
 
+/* How many buffers data may take now. */
+static uint64_t free_for_data(const struct rc_worker *worker) {
+    uint32_t small = worker->reserve.free_count;
+
+    return (uint64_t)worker->pool.free_count + (small > RC_CONTROL_BUFFERS ? small - RC_CONTROL_BUFFERS : 0);
+}
+
 static bool borrow(struct rc_worker *worker, struct rc_lane *lane, bool for_control) {
     RC_ASSERT(lane->slab == NULL);
     if (rc_pool_take(&worker->pool, &lane->lease, &lane->slab) == RC_OK) {
@@ -106,11 +137,10 @@ static bool borrow(struct rc_worker *worker, struct rc_lane *lane, bool for_cont
         return true;
     }
     rc_count(&worker->counts.exhausted, 1);
-    if (for_control || worker->reserve.free_count > CONTROL_BUFFERS || worker->reserve.buffers <= 2 * CONTROL_BUFFERS) {
-        if (rc_pool_take(&worker->reserve, &lane->lease, &lane->slab) == RC_OK) {
-            lane->is_small = true;
-            return true;
-        }
+    if ((for_control || worker->reserve.free_count > RC_CONTROL_BUFFERS) &&
+        rc_pool_take(&worker->reserve, &lane->lease, &lane->slab) == RC_OK) {
+        lane->is_small = true;
+        return true;
     }
     return false;
 }
@@ -125,11 +155,8 @@ static void give_back(struct rc_worker *worker, struct rc_lane *lane) {
 }
 
 void rc_lane_feed(struct rc_worker *worker) {
-    uint64_t free = worker->pool.free_count;
+    uint64_t free = free_for_data(worker);
 
-    if (free == 0)
-        free = worker->reserve.free_count > CONTROL_BUFFERS ? worker->reserve.free_count - CONTROL_BUFFERS
-               : worker->reserve.buffers <= 2 * CONTROL_BUFFERS ? worker->reserve.free_count : 0;
     for (; free > 0 && worker->starved.first != NULL; free--)
         ready(worker, rc_lane_pop(&worker->starved));
 }
@@ -195,20 +222,6 @@ static void note_end(struct rc_job *job, uint8_t end, uint8_t by) {
         job->by = by;
 }
 
-static void unqueue(struct rc_lane_queue *queue, struct rc_lane *lane) {
-    for (struct rc_lane **at = &queue->first; *at != NULL; at = &(*at)->next) {
-        if (*at != lane)
-            continue;
-        *at = lane->next;
-        if (*at == NULL)
-            queue->last = at;
-        lane->next = NULL;
-        lane->queue = RC_QUEUE_NONE;
-        queue->count--;
-        return;
-    }
-}
-
 /* The engine lets go of both sockets. Lanes leave their queues: work in proportion to those that wait for a turn. */
 static void finish(struct rc_worker *worker, struct rc_job *job) {
     struct rc_lane_queue *queues[] = {[RC_QUEUE_FRESH] = &worker->fresh,
@@ -247,7 +260,7 @@ static void linger(struct rc_worker *worker, struct rc_job *job, uint8_t by) {
     for (unsigned leg = 0; leg < 2; leg++) {
         shutdown(job->sockets[leg], SHUT_WR);
         give_back(worker, &job->lanes[leg]);
-        ready(worker, &job->lanes[leg]);
+        rouse(worker, &job->lanes[leg]);
     }
 }
 
@@ -292,7 +305,7 @@ static void take_step(struct rc_worker *worker, struct rc_lane *lane, const stru
     lane->out_bytes = (uint32_t)step->out_bytes;
     lane->events |= step->events & ~(uint32_t)(RC_STEP_MORE | RC_STEP_CONTROL_OWED_BACK);
     if (step->events & RC_STEP_CONTROL_OWED_BACK)
-        ready(worker, other_lane(job, lane));
+        rouse(worker, other_lane(job, lane));
 }
 
 /* Everything of this lane is sent, and the other lane has nothing on its way either: is the session over? */
@@ -319,7 +332,7 @@ static bool act(struct rc_worker *worker, struct rc_lane *lane) {
         job->offender = lane->index;
         job->state = STATE_FAILING;
         cut_at(worker, job, RC_LINGER_MS);
-        ready(worker, other_lane(job, lane));
+        rouse(worker, other_lane(job, lane));
         return false;
     }
     if (events & RC_STEP_ABORT) {
@@ -338,12 +351,22 @@ static bool act(struct rc_worker *worker, struct rc_lane *lane) {
     return !check_finished(worker, job, source_name(lane));
 }
 
+/* Can it be sent to? If not, EPOLLOUT will say when it can. */
+static bool takes_more(int socket) {
+    struct pollfd asked = {.fd = socket, .events = POLLOUT};
+
+    return poll(&asked, 1, 0) != 0;
+}
+
 /* Sends what the brain itself owes to the destination. False when the lane's turn is over. */
 static bool say_owed(struct rc_worker *worker, struct rc_lane *lane) {
     struct rc_job *job = rc_lane_job(lane);
     struct rc_step step;
 
     while (rc_session_owes_control(job->session, lane->index)) {
+        /* A buffer that is kept for control must come back at once: none is lent for somebody who does not read. */
+        if (lane->slab == NULL && worker->pool.free_count == 0 && !takes_more(destination_socket(lane)))
+            return false;
         if (lane->slab == NULL && !borrow(worker, lane, true)) {
             push(&worker->starved, lane, RC_QUEUE_STARVED);
             return false;
@@ -390,9 +413,13 @@ static void drain(struct rc_worker *worker, struct rc_lane *lane) {
         return;
     /* It hung up. While we still wait for the other side's Close, nobody is left to be sent it, or to send to. */
     lane->leftover_bytes = 0;
-    if (job->state == STATE_MOVING && rules(job, lane)->source != RC_LEG_RAW)
-        cut_at(worker, job, job->close_ms < job->half_closed_ms || job->half_closed_ms == 0 ? job->close_ms
-                                                                                             : job->half_closed_ms);
+    if (job->state == STATE_MOVING && rules(job, lane)->source != RC_LEG_RAW) {
+        /* But perhaps it only sends no more, and reads: then the other side is heard out, as long as it says something. */
+        if (job->half_closed_ms == 0 || job->close_ms < job->half_closed_ms)
+            job->half_closed_ms = job->close_ms;
+        job->active_ms = worker->now_ms;
+        time_job(worker, job);
+    }
 }
 
 static void linger_turn(struct rc_worker *worker, struct rc_lane *lane) {
@@ -435,7 +462,10 @@ static bool receive(struct rc_worker *worker, struct rc_lane *lane, bool *took) 
     if (lane->early_bytes == 0 && !lane->is_readable)
         return false;
     if (!borrow(worker, lane, false)) {
-        push(&worker->starved, lane, RC_QUEUE_STARVED);
+        if (lane->is_lost)
+            abort_job(worker, lane); /* what it said last is not worth a place among those who wait */
+        else
+            push(&worker->starved, lane, RC_QUEUE_STARVED);
         return false;
     }
     size_t window = lane->is_small ? RC_SMALL_BUFFER_BYTES : worker->pool.buffer_bytes;
@@ -451,7 +481,11 @@ static bool receive(struct rc_worker *worker, struct rc_lane *lane, bool *took) 
         take_step(worker, lane, &step);
         return true;
     }
-    if (window > RC_CHUNK_BYTES && (worker->fresh.first != NULL || worker->busy.first != NULL))
+    if (worker->served != job) {
+        worker->served = job;
+        worker->shared_ms = worker->now_ms;
+    }
+    if (window > RC_CHUNK_BYTES && worker->now_ms - worker->shared_ms < ALONE_MS)
         window = RC_CHUNK_BYTES;
     ssize_t count;
     do {
@@ -524,6 +558,10 @@ static void moving_turn(struct rc_worker *worker, struct rc_lane *lane) {
         if (check_finished(worker, job, RC_BY_RELAY))
             return;
         if (lane->is_over) {
+            if (lane->is_lost && !job->session->is_closing) {
+                abort_job(worker, lane); /* it hears nothing of what the other side still says */
+                return;
+            }
             if (rules(job, lane)->source != RC_LEG_RAW)
                 drain(worker, lane);
             return;
@@ -598,10 +636,14 @@ void rc_job_event(struct rc_worker *worker, struct rc_job *job, unsigned leg, ui
             from->is_lost = true;
         if (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR))
             from->is_hung = true;
-        ready(worker, from);
+        if (from->is_lost)
+            rouse(worker, from);
+        else
+            ready(worker, from);
     }
-    if (events & (EPOLLOUT | EPOLLHUP | EPOLLERR) && (to->out_bytes > 0 || to->events != 0))
-        ready(worker, to);
+    if (events & (EPOLLOUT | EPOLLHUP | EPOLLERR) &&
+        (to->out_bytes > 0 || to->events != 0 || rc_session_owes_control(job->session, to->index)))
+        rouse(worker, to);
 }
 
 void rc_job_close(struct rc_worker *worker, struct rc_job *job) {
@@ -612,7 +654,7 @@ void rc_job_close(struct rc_worker *worker, struct rc_job *job) {
     RC_ASSERT(result == RC_OK);
     cut_at(worker, job, job->close_ms);
     for (unsigned leg = 0; leg < 2; leg++)
-        ready(worker, &job->lanes[leg]);
+        rouse(worker, &job->lanes[leg]);
 }
 
 void rc_job_cancel(struct rc_worker *worker, struct rc_job *job) {

@@ -17,6 +17,10 @@ enum {
     RC_QUEUE_STARVED /* needs a buffer, and none was free */
 };
 
+enum {
+    RC_CONTROL_BUFFERS = 16 /* of the reserve, lent for Pongs and Closes alone; they come back at once, nearly always */
+};
+
 /* What a thread lends to the jobs it moves. */
 struct rc_worker {
     struct rc_pool pool, reserve;
@@ -24,6 +28,8 @@ struct rc_worker {
     struct rc_job *timed;     /* those with a deadline */
     uint64_t now_ms;          /* of this round */
     uint64_t next_deadline_ms; /* no job is due before this; UINT64_MAX: none is timed */
+    const struct rc_job *served; /* the last job that received something; for comparing only */
+    uint64_t shared_ms;          /* when that was another one than the time before */
     struct rc_job *over;      /* ended in this round; completed at its end, when no event can name them any more */
     uint8_t *scratch;         /* RC_CHUNK_BYTES for what is read to be dropped */
     int epoll;
