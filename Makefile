@@ -9,7 +9,7 @@ NATIVE := setup.py $(wildcard native/*.py native/*.cdef native/include/*.h nativ
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help run demo test check docs format native-test interop bench bench-quick clean
+.PHONY: help run demo test check docs format native-test interop bench bench-quick gate clean
 
 help:
 	@echo "make run      build what is missing and run a relay until Ctrl-C"
@@ -19,6 +19,7 @@ help:
 	@echo "make format   put the code into its format"
 	@echo "make docs     make the table of rules and tests in docs/protocol.md"
 	@echo "make bench    compare topologies on this machine (minutes); bench-quick for a glance"
+	@echo "make gate     fail when a ratio or an exact count is worse than bench/baseline.json (a minute)"
 
 run: $(BIN)/.runtime $(BIN)/.native
 	@exec $(BIN)/relaycore serve $(ARGS)
@@ -28,7 +29,7 @@ demo: $(BIN)/.runtime $(BIN)/.native
 
 test: $(BIN)/.dev $(BIN)/.native
 	.ci/ensure test
-	$(MAKE) -C native test sanitize
+	$(MAKE) -C native test sanitize tsan
 	tests/interop/install.sh
 	$(BIN)/python -m pytest $(ARGS)
 
@@ -48,7 +49,7 @@ format: $(BIN)/.dev
 	$(BIN)/ruff check --fix .
 
 native-test:
-	$(MAKE) -C native test sanitize
+	$(MAKE) -C native test sanitize tsan
 
 interop: $(BIN)/.dev $(BIN)/.native
 	.ci/ensure test
@@ -61,6 +62,9 @@ bench: $(BIN)/.dev $(BIN)/.native
 
 bench-quick: $(BIN)/.dev $(BIN)/.native
 	$(BIN)/python -m bench --quick $(ARGS)
+
+gate: $(BIN)/.dev $(BIN)/.native
+	$(BIN)/python -m bench.gate $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info relaycore/_native/*.so

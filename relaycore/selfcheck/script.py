@@ -2,7 +2,8 @@
 
 A load in Python is fast only while it builds and reads nothing. The client's mask key is therefore fixed, and all
 frames of a conversation lie ready; what arrives is compared with what has to arrive, or only counted. Payload and
-masked payload consist of bytes below 0x80, so that the text frame that ends a stream (first byte 0x81) stands nowhere else.
+masked payload consist of bytes below 0x80, so that the text frame that ends a stream (first byte 0x81) stands nowhere
+else.
 
 ::
 

@@ -1,0 +1,281 @@
+"""``python -m bench.gate``: fail a change that makes the relay slower than ``baseline.json`` says, beyond noise.
+
+It compares ratios of runs seconds apart, the engine beside a direct connection, the Trio mover and a naive relay, and
+counts that are exact. What stands near its limit is measured again; nothing fails on few rounds. See README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import fairness, latency, throughput
+from .counts import Counts, count_everything
+from .figures import is_lower_better
+from .loadgen import Route, build
+from .machine import describe
+from .network import separate
+from .processes import BenchError
+from .report import table
+from .suite import Pace, opened, run_once
+from .topologies import TOPOLOGIES
+from .verdicts import (
+    ENOUGH_ROUNDS,
+    FEWEST_ROUNDS,
+    LOOSE_TOLERANCE,
+    Bound,
+    Line,
+    Verdict,
+    count_lines,
+    judge_ratio,
+    ratio_lines,
+)
+from .workload import Workload
+
+BASELINE = Path(__file__).parent / "baseline.json"
+
+PACE = Pace(rounds=FEWEST_ROUNDS, warm_s=0.05, measured_s=0.25, lead_s=0.05)
+
+BUDGET_S = 75.0
+"""After this no further round begins."""
+
+CALM = 0.3
+"""Cores that other work may take during a run. Beyond it only CPU time still says something of a process."""
+
+OURS = "relay-engine"
+
+REMARKS = ("date", "CPU", "kernel", "network", "compiler", "Python", "tree", "load average")
+"""What the baseline says about where it was recorded. Nothing is decided by it."""
+
+_WORKLOADS = {each.name: each for each in (*throughput.WORKLOADS, *latency.WORKLOADS, *fairness.WORKLOADS)}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A figure of one workload: :data:`OURS` over ``base``."""
+
+    workload: Workload
+    figure: str
+    base: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.workload.name}, {self.figure}: engine / {self.base.removeprefix('relay-')}"
+
+    @property
+    def lower_is_better(self) -> bool:
+        return is_lower_better(self.figure)
+
+    @property
+    def needs_calm(self) -> bool:
+        return not self.figure.startswith("CPU")
+
+
+_HEADLINES = ("bulk-64k", "bulk-128", "pairs-64", "ping-64", "ping-beside-bulk")
+_COSTS = {"bulk-64k": "CPU s/GiB", "bulk-128": "CPU µs/message", "pairs-64": "CPU µs/message"}
+"""CPU time of the process under test: what other work on the machine changes least."""
+
+COMPARISONS = (
+    *(
+        Comparison(_WORKLOADS[name], _WORKLOADS[name].headline, base)
+        for name in _HEADLINES
+        for base in ("direct", "relay-trio", "naive")
+    ),
+    *(
+        Comparison(_WORKLOADS[name], figure, base)
+        for name, figure in _COSTS.items()
+        for base in ("relay-trio", "naive")
+    ),
+)
+
+Ratios = dict[str, list[float]]
+
+
+def say(text: str) -> None:
+    """Progress goes to standard error; standard output is the table."""
+    print(text, file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A ratio of one round, and whether the machine was calm enough for it to count."""
+
+    ratio: float
+    calm: bool
+
+
+def measure_round(routes: Mapping[str, Route], wanted: Collection[Comparison], *, backwards: bool) -> dict[str, Found]:
+    """One round of what `wanted` compares: the runs of a workload one right after the other.
+
+    Args:
+      backwards: the other order, so that a machine that steadily slows down is no advantage to anybody.
+    """
+    found: dict[str, Found] = {}
+    for workload in dict.fromkeys(each.workload for each in wanted):
+        here = [each for each in wanted if each.workload == workload]
+        figures, foreign = {}, dict.fromkeys(routes, 0.0)
+        names = [name for name in routes if name == OURS or any(name == each.base for each in here)]
+        for name in reversed(names) if backwards else names:
+            try:
+                figures[name], foreign[name] = run_once(routes[name], workload, PACE)
+            except BenchError as error:
+                say(f"{workload.name} on {name} failed: {error}")
+        for each in here:
+            ours, base = (figures.get(name, {}).get(each.figure) for name in (OURS, each.base))
+            if ours and base:
+                calm = not each.needs_calm or max(foreign[OURS], foreign[each.base]) <= CALM
+                found[each.name] = Found(ours / base, calm)
+    return found
+
+
+def measure(bounds: Mapping[str, Bound], budget_s: float, *, calm_only: bool = True) -> Ratios:
+    """Rounds until every ratio is settled or the time is over: all of them first, then those near their limits.
+
+    Args:
+      calm_only: leave out rounds in which other work took the machine.
+
+    Returns: ratios by name, without those that could not be measured; with an empty list for those that were measured,
+    but never in a calm round.
+    """
+    deadline = time.monotonic() + budget_s
+    ratios: Ratios = {}
+    wanted: Sequence[Comparison] = COMPARISONS
+    topologies = [TOPOLOGIES[name] for name in ("direct", OURS, "relay-trio", "naive")]
+    with opened(topologies, say) as routes:
+        for number in range(2 * ENOUGH_ROUNDS):
+            started = time.monotonic()
+            for name, found in measure_round(routes, wanted, backwards=number % 2 == 1).items():
+                ratios.setdefault(name, []).extend([found.ratio] if found.calm or not calm_only else [])
+            if number + 1 < FEWEST_ROUNDS:
+                continue
+            wanted = [
+                each for each in wanted if judge_ratio(ratios.get(each.name), bounds.get(each.name)) is Verdict.MORE
+            ]
+            if not wanted or time.monotonic() + (time.monotonic() - started) > deadline:
+                break
+            say(f"round {number + 1}: {len(wanted)} ratios are not settled and measured again")
+    return ratios
+
+
+def read_baseline(path: Path) -> tuple[dict[str, Bound], Counts]:
+    """Bounds of ratios, and counts.
+
+    Raises:
+      BenchError: there is none, or it is no baseline.
+    """
+    try:
+        document = json.loads(path.read_text())
+        bounds = {name: Bound(float(each["median"]), float(each["limit"])) for name, each in document["ratios"].items()}
+        counts = {name: int(value) for name, value in document["counts"].items()}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BenchError(
+            f"{path.name} cannot be used ({type(error).__name__}: {error}); --record writes one"
+        ) from error
+    return bounds, counts
+
+
+def record(path: Path, times: int) -> None:
+    """Measure that many times and write a baseline."""
+    medians: Ratios = {}
+    remarks = {name: text for name, text in describe(()).items() if name in REMARKS}
+    for number in range(times):
+        say(f"recording {number + 1} of {times}")
+        for name, ratios in measure({}, 0.0, calm_only=False).items():
+            medians.setdefault(name, []).append(statistics.median(ratios))
+    lower = {each.name: each.lower_is_better for each in COMPARISONS}
+    bounds = {name: Bound.of(found, lower_is_better=lower[name]) for name, found in medians.items()}
+    document: dict[str, Any] = {
+        "remark": f"Written by `python -m bench.gate --record {times}`: medians of {times} recordings, and how bad"
+        " each may become. Ratios are engine over the other.",
+        "machine": remarks,
+        "ratios": {
+            name: {"median": float(f"{bound.median:.4g}"), "limit": float(f"{bound.limit:.4g}")}
+            for name, bound in bounds.items()
+        },
+        "counts": count_everything(),
+    }
+    path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    for name, bound in bounds.items():
+        if bound.tolerance > LOOSE_TOLERANCE:
+            say(f"loose: {name} may become {math.exp(bound.tolerance):.1f} times as bad; record on a quieter machine")
+    say(f"{path.name} is written: read the difference before it is committed")
+
+
+ADVICE = """\
+What to do about a ratio: `python -m bench.gate` once more on a quiet machine. `python -m bench profile --workloads W`
+shows where the time goes; `git bisect run` takes this program. About a count: bench/counts.py says what is counted.
+Where the loss is meant: `python -m bench.gate --record 10`, commit baseline.json, say in the commit what it buys."""
+
+
+def text_of(lines: Sequence[Line]) -> str:
+    """The table, what is wrong first, and what to do about it."""
+    order = sorted(lines, key=lambda line: not line.verdict.is_failure)
+    head = ["what", "now (lowest .. highest; rounds)", "baseline", "limit", "change", "verdict"]
+    rows = [[line.name, line.now, line.baseline, line.limit, line.change, line.verdict.value] for line in order]
+    text = table([head, *rows])
+    found = {line.verdict for line in lines}
+    if Verdict.MORE in found:
+        text += "\nunsettled: too few calm rounds before the time was over to say anything; this does not fail."
+    if Verdict.BETTER in found:
+        text += "\nbetter: record a new baseline, or the gain can be lost again unseen."
+    if any(verdict.is_failure for verdict in found):
+        text += f"\n\n{ADVICE}"
+    return text
+
+
+def check(path: Path, budget_s: float) -> list[Line]:
+    """Measure, and judge by the baseline.
+
+    Raises:
+      BenchError: no baseline, or nothing can be measured.
+    """
+    bounds, recorded = read_baseline(path)
+    counts = count_everything()
+    return [*count_lines(counts, recorded), *ratio_lines(measure(bounds, budget_s), bounds)]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0 when nothing is worse, 1 when something is, 2 when it cannot be measured."""
+    parser = argparse.ArgumentParser(prog="python -m bench.gate", description=__doc__)
+    parser.add_argument("--record", type=int, metavar="N", help="measure N times and write the baseline")
+    parser.add_argument("--repeat", type=int, default=1, metavar="N", help="run N times, stop at the first failure")
+    parser.add_argument("--budget", type=float, default=BUDGET_S, metavar="S", help=f"seconds (default {BUDGET_S:g})")
+    parser.add_argument("--baseline", type=Path, default=BASELINE, metavar="FILE", help="another baseline")
+    parser.add_argument("--slowed", action="store_true", help="show that the gate fails on a slowed build of the tree")
+    options = parser.parse_args(arguments)
+    try:
+        separate()
+        build()
+        if options.record:
+            record(options.baseline, options.record)
+            return 0
+        if options.slowed:
+            from .slowed import fails_when_slowed
+
+            return 0 if fails_when_slowed(options.baseline, options.budget, say) else 1
+        for number in range(options.repeat):
+            started = time.monotonic()
+            lines = check(options.baseline, options.budget)
+            failed = [line for line in lines if line.verdict.is_failure]
+            if number == 0 or failed:
+                print(text_of(lines), flush=True)
+            said = f"{len(failed)} of {len(lines)} are worse" if failed else f"all {len(lines)} within bounds"
+            say(f"gate {number + 1} of {options.repeat}: {said}, {time.monotonic() - started:.0f} s")
+            if failed:
+                return 1
+    except BenchError as error:
+        say(f"bench.gate: {error}")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
