@@ -122,6 +122,13 @@ class Relay:
     def named(self, name: str) -> list[Event]:
         return [event for event in self.events if event.name == name]
 
+    async def happened(self, name: str) -> Event:
+        """The first event of that name, waited for."""
+        with trio.fail_after(10):
+            while not (found := self.named(name)):
+                await trio.sleep(0.005)
+        return found[0]
+
 
 @pytest.fixture
 async def start_relay(request: pytest.FixtureRequest, nursery: trio.Nursery) -> AsyncIterator[Callable[..., object]]:

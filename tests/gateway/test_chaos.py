@@ -194,15 +194,17 @@ class Chaos:
 
 
 @pytest.mark.chaos
-@pytest.mark.parametrize(("seed", "mover"), [(1, "trio"), (2, "auto")])
-@pytest.mark.parametrize("buffers", [2048, 64])
-async def test_chaos(start_relay, seed: int, mover: str, buffers: int) -> None:
+@pytest.mark.parametrize(
+    ("seed", "mover", "threads", "buffers"),
+    [(1, "engine", 1, 64), (2, "engine", 1, 2048), (3, "engine", 2, 64), (1, "trio", 0, 64)],
+)
+async def test_chaos(start_relay, seed: int, mover: str, threads: int, buffers: int) -> None:
     """failures: half-open link: re-login blocks, goroutines pile up."""
     relay = await start_relay(
         limits=LimitsConfig(pool_buffers=buffers, refusals_per_second_per_source=1e6, refusals_burst=1_000_000),
         # A machine that stands still for seconds meets no deadline but these two, and 404 is the right answer then.
         timeouts=TimeoutsConfig(ping_interval=0.5, accept=3.0, head=60.0),
-        engine=EngineConfig(mover=mover),
+        engine=EngineConfig(mover=mover, threads=threads),
     )
     namespace = relay.server.namespace.name
     for index in range(ENTITIES):
@@ -223,7 +225,12 @@ async def test_chaos(start_relay, seed: int, mover: str, buffers: int) -> None:
     await relay.hang_up()
     statistics = relay.server.statistics()
     assert (statistics.listeners, statistics.sessions, statistics.buffers_in_use) == (0, 0, 0)
+    assert relay.server.check_consistency() == []
     ended = statistics.sessions_by_reason
+    if statistics.engine is not None:
+        assert mover == "engine"
+        assert (statistics.engine.jobs, statistics.engine.starved) == (0, 0)
+        assert statistics.engine.completed >= sum(ended.values()) - ended["relay_closed"] > 0
     assert ended["closed"] >= SESSIONS // 2
     assert ended["aborted"] > 0
     assert ended["protocol_error"] > 0

@@ -336,6 +336,69 @@ async def test_deleted_entity_closes_its_sessions(relay) -> None:
     assert await sender.read_eof() == b""
 
 
+@pytest.mark.parametrize("mover", ["auto", "trio"])
+@pytest.mark.parametrize("what", ["deleted", "stopping"])
+async def test_a_close_of_ours_stands_between_two_frames(start_relay, what: str, mover: str) -> None:
+    """spec 13: 1001 to both sides of a session: to the one that is in the middle of a frame, behind that frame."""
+    relay = await start_relay(engine=EngineConfig(mover=mover))
+    control, sender, listener = await relay.join()
+    whole = frame(2, b"x" * 30_000)
+    await sender.send(whole[:10_008])
+    assert len(await listener.read_exactly(10_004)) == 10_004
+    async with trio.open_nursery() as nursery:
+        if what == "deleted":
+            await relay.store.delete_entity("default", "orders")
+        else:
+            nursery.start_soon(relay.server.stop, 5)
+        assert (await control.read_frame()).close_code == 1001
+        await control.send(close_frame(1001))
+        assert (await sender.read_frame()).close_code == 1001
+        await sender.send(whole[10_008:] + close_frame(1001))
+        assert await listener.read_exactly(20_000) == b"x" * 20_000
+        assert (await listener.read_frame()).close_code == 1001
+        await listener.send(close_frame(1001))
+        for peer in (sender, listener):
+            assert await peer.read_eof() == b""
+            await peer.aclose()
+    closed = (await relay.happened("session.closed")).fields
+    assert (closed["reason"], closed["by"], closed["to_listener_bytes"]) == ("relay_closed", "relay", 30_000)
+
+
+@pytest.mark.parametrize("mover", ["auto", "engine", "trio"])
+async def test_plain_sessions_are_moved_by_whom_the_settings_name(start_relay, mover: str) -> None:
+    """spec 8.4: bytes go on, by the engine's threads where there are any, and the books say so."""
+    relay = await start_relay(engine=EngineConfig(mover=mover, threads=1))
+    _, sender, listener = await relay.join()
+    await sender.send(frame(2, b"there"))
+    assert await listener.read_message() == (2, b"there")
+    engine = relay.server.statistics().engine
+    if mover == "trio":
+        assert engine is None
+    else:
+        assert engine is not None
+        assert (engine.jobs, engine.bytes_in) == (1, len(frame(2, b"there")))
+    await sender.send(close_frame())
+    assert (await listener.read_frame()).opcode == 8
+    await listener.send(close_frame())
+    assert (await sender.read_frame()).opcode == 8
+    assert (await sender.read_eof(), await listener.read_eof()) == (b"", b"")
+    for peer in (sender, listener):
+        await peer.aclose()
+    await relay.happened("session.closed")
+    assert relay.server.statistics().sessions_by_reason["closed"] == 1
+    assert relay.server.statistics().bytes_to_listener == 5
+
+
+async def test_a_silent_session_is_left_alone_unless_a_limit_is_set(start_relay) -> None:
+    """spec 8.11: idle streams are left alone, but for the limit that the settings may have."""
+    relay = await start_relay(timeouts=TimeoutsConfig(idle=0.3))
+    _, sender, listener = await relay.join()
+    await sender.send(frame(2, b"x"))
+    assert await listener.read_message() == (2, b"x")
+    assert (await sender.read_eof(), await listener.read_eof()) == (b"", b"")
+    assert (await relay.happened("session.closed")).fields["reason"] == "idle_timeout"
+
+
 async def test_a_sender_that_waits_learns_that_its_entity_was_deleted(relay) -> None:
     """spec 12: unknown entity: 404 with `Endpoint does not exist`, also for who waited there when it went."""
     control = await relay.listen()

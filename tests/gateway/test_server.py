@@ -14,7 +14,7 @@ import trio
 import trustme
 from peers import WirePeer, close_frame, frame
 
-from relaycore.config import Config, LimitsConfig, ServerConfig, StoreConfig, TimeoutsConfig, TlsConfig
+from relaycore.config import Config, EngineConfig, LimitsConfig, ServerConfig, StoreConfig, TimeoutsConfig, TlsConfig
 from relaycore.errors import ConfigError
 from relaycore.gateway import control_channel
 from relaycore.gateway.server import serve
@@ -304,6 +304,10 @@ async def test_tls_from_end_to_end(start_relay, tmp_path: Path) -> None:
     with contextlib.suppress(trio.BrokenResourceError):
         await plain.read_eof()
     await plain.aclose()
+    # The engine knows sockets only; a session over TLS is moved in Trio tasks.
+    statistics = relay.server.statistics()
+    assert statistics.sessions == 1
+    assert statistics.engine is None or statistics.engine.commands == 0
     assert "TLS handshake" in str(relay.named("connection.failed")[0].fields["cause"])
     await sender.send(frame(1, b"still"))
     assert await listener.read_message() == (1, b"still")
@@ -334,6 +338,20 @@ async def test_what_cannot_start_says_why(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match=r"tls.cert: cannot read .*none.pem"):
         await serve(config)
+
+
+async def test_an_engine_that_is_asked_for_and_cannot_be_had_is_said_to_be_missing(start_relay, monkeypatch) -> None:
+    """failures: a setting that is silently ignored; who leaves the choice to the relay gets Trio."""
+    monkeypatch.setattr("relaycore.gateway.server.engine_is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"engine.mover is engine, but this system has no epoll"):
+        await serve(
+            Config(server=ServerConfig(port=0), store=StoreConfig(path=":memory:"), engine=EngineConfig(mover="engine"))
+        )
+    relay = await start_relay(engine=EngineConfig(mover="auto"))
+    _, sender, listener = await relay.join()
+    await sender.send(frame(2, b"by Trio"))
+    assert await listener.read_message() == (2, b"by Trio")
+    assert relay.server.statistics().engine is None
 
 
 async def test_an_error_of_ours_ends_its_connection_only(relay, monkeypatch) -> None:
