@@ -100,6 +100,7 @@ struct world *world_new(unsigned threads, uint32_t buffers, uint32_t buffer_byte
     return world;
 }
 
+/* CHECK() counts, and is for one thread. */
 static void *watch(void *argument) {
     struct world *world = argument;
 
@@ -107,9 +108,9 @@ static void *watch(void *argument) {
         struct rc_engine_statistics statistics;
 
         rc_engine_statistics(world->engine, &statistics);
-        CHECK(statistics.jobs <= world->count && statistics.completed <= world->count);
-        CHECK(statistics.starved <= 2 * world->count);
-        CHECK(statistics.sleeps <= statistics.waits + 64);
+        RC_ASSERT(statistics.jobs <= world->count && statistics.completed <= world->count);
+        RC_ASSERT(statistics.starved <= 2 * world->count);
+        RC_ASSERT(statistics.sleeps <= statistics.waits + 64);
         for (size_t i = 0; i < world->count; i++)
             for (unsigned d = 0; d < 2; d++) {
                 struct rc_direction_counters counters;

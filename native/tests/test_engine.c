@@ -334,7 +334,7 @@ static void check_pings(void) {
     rc_test_case = "pings";
     submit(world, joint, WS_SERVER, WS_CLIENT, BY_TCP, 0);
     for (int i = 0; i < 10; i++)
-        joint_say(joint, 0, RC_OP_PING, true, "0123456789" + i, 1);
+        joint_say(joint, 0, RC_OP_PING, true, &"0123456789"[i], 1);
     joint_say(joint, 1, RC_OP_PING, true, "listener", 8);
     WORLD_UNTIL(world, joint->peers[0].got.length >= 30 && joint->peers[1].got.length >= 14);
     for (int i = 0; i < 10; i++) {
