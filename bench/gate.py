@@ -267,7 +267,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             failed = [line for line in lines if line.verdict.is_failure]
             if number == 0 or failed:
                 print(text_of(lines), flush=True)
-            said = f"{len(failed)} of {len(lines)} are worse" if failed else f"all {len(lines)} within bounds"
+            unsettled = sum(line.verdict is Verdict.MORE for line in lines)
+            said = f"{len(failed)} of {len(lines)} fail" if failed else f"none of {len(lines)} fails"
+            said += f", {unsettled} unsettled" if unsettled else ""
             say(f"gate {number + 1} of {options.repeat}: {said}, {time.monotonic() - started:.0f} s")
             if failed:
                 return 1
