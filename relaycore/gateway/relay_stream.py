@@ -24,6 +24,7 @@ from ..broker.quota import ConnectionLease
 from ..broker.registry import ListenerEntry, parse_listener_filter
 from ..broker.rendezvous import GONE_TEXT, not_accepted
 from ..errors import NoListener, Refused, Rejected, RendezvousGone, ServerBusy
+from ..net.direct import direct_socket
 from ..net.linger import cut
 from ..net.session import EndReason, Session, SessionLeg, SessionResult
 from ..trace import (
@@ -320,9 +321,8 @@ async def _join(
         started = trio.current_time()
         result = None
         try:
-            with trio.fail_after(timeouts.close):
-                await peer.stream.send_all(build_101(upgrade.key, protocol=protocol))
-                await listener.stream.send_all(build_101(listener.upgrade.key, protocol=protocol))
+            await _answer(peer.stream, build_101(upgrade.key, protocol=protocol), timeouts.close)
+            await _answer(listener.stream, build_101(listener.upgrade.key, protocol=protocol), timeouts.close)
             gateway.trace.emit(
                 SESSION_JOINED,
                 tracking_id=tracking_id,
@@ -357,6 +357,20 @@ async def _join(
             )
     finally:
         await cut(peer.stream, listener.stream)  # noqa: ASYNC102 - shields itself
+
+
+async def _answer(stream: trio.abc.Stream, answer: bytes, send_timeout: float) -> None:
+    """Send a 101, into the socket itself where it takes it at once. A checkpoint only when it waits.
+
+    Raises:
+      trio.BrokenResourceError: the peer has gone.
+      trio.TooSlowError: it does not take it.
+    """
+    direct = direct_socket(stream)
+    sent = direct.send_nowait(answer) if direct is not None else 0
+    if sent < len(answer):
+        with trio.fail_after(send_timeout):
+            await stream.send_all(memoryview(answer)[sent:])
 
 
 async def serve_rendezvous(gateway: Gateway, peer: Peer, head: RequestHead, address: Address, trailing: bytes) -> None:
