@@ -232,7 +232,7 @@ async def open_engine(
 
 
 def _start(threads: int, buffers: int, buffer_bytes: int) -> Engine:
-    cores = len(os.sched_getaffinity(0))
+    cores = len(os.sched_getaffinity(0)) if engine_is_available() else 1
     return Engine(Native(threads=threads or cores, buffers=buffers, buffer_bytes=buffer_bytes))
 
 
