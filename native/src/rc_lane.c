@@ -364,9 +364,10 @@ static bool say_owed(struct rc_worker *worker, struct rc_lane *lane) {
     struct rc_step step;
 
     while (rc_session_owes_control(job->session, lane->index)) {
-        /* A buffer that is kept for control must come back at once: none is lent for somebody who does not read. */
+        /* A buffer that is kept for control must come back at once: none is lent for somebody who does not read. EPOLLOUT
+         * brings the lane back here, and its next output says it, too. */
         if (lane->slab == NULL && worker->pool.free_count == 0 && !takes_more(destination_socket(lane)))
-            return false;
+            break;
         if (lane->slab == NULL && !borrow(worker, lane, true)) {
             push(&worker->starved, lane, RC_QUEUE_STARVED);
             return false;
