@@ -286,7 +286,7 @@ static enum sent send_output(struct rc_worker *worker, struct rc_lane *lane) {
                 rc_count(&worker->counts.blocked, 1);
                 return SENT_PART;
             }
-            abort_job(worker, lane);
+            abort_job(worker, other_lane(job, lane)); /* the destination is lost */
             return SENT_LOST;
         }
         rc_count(&worker->counts.bytes_out, (uint64_t)count);
