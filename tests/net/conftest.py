@@ -56,6 +56,8 @@ async def join(stage: Stage, nursery: trio.Nursery) -> AsyncIterator[Callable[..
     for joined in all_joined:
         await trio.aclose_forcefully(joined.sender.stream)
         await trio.aclose_forcefully(joined.listener.stream)
-        await joined.wait()
-        joined.check_closed()
+    with trio.fail_after(30 if stage.is_native else 300):  # as above
+        for joined in all_joined:
+            await joined.wait()
+            joined.check_closed()
     stage.check()
