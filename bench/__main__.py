@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import connections, fairness, latency, requests, throughput
+from .arguments import count, output_file, positive, setting
 from .connections import held_text, hold
 from .loadgen import build
 from .machine import describe
@@ -61,18 +62,27 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_true", help="one short round: shows that everything runs, not how fast"
     )
-    parser.add_argument("--rounds", type=int, help=f"rounds of the suite (default {FULL.rounds})")
-    parser.add_argument("--seconds", type=float, help=f"measured time of each run (default {FULL.measured_s})")
+    parser.add_argument("--rounds", type=count, metavar="N", help=f"rounds of the suite (default {FULL.rounds})")
+    parser.add_argument(
+        "--seconds", type=positive, metavar="S", help=f"measured time of each run (default {FULL.measured_s})"
+    )
     parser.add_argument("--topologies", help="names with commas between, or all (default: those marked so)")
     parser.add_argument("--workloads", help="names or patterns such as bulk-* with commas between (default: all)")
-    parser.add_argument("--listeners", type=int, help=f"idle listeners to hold (default {LISTENERS})")
-    parser.add_argument("--sessions", type=int, help=f"idle joined sessions to hold (default {SESSIONS})")
+    parser.add_argument("--listeners", type=count, metavar="N", help=f"idle listeners to hold (default {LISTENERS})")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=JSON", help="a setting of the relay held or soaked; repeats"
+        "--sessions", type=count, metavar="N", help=f"idle joined sessions to hold (default {SESSIONS})"
     )
-    parser.add_argument("--minutes", type=float, default=10.0, help="length of the soak (default 10)")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page with charts there")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything there")
+    parser.add_argument(
+        "--set",
+        action="append",
+        type=setting,
+        default=[],
+        metavar="NAME=JSON",
+        help="a setting of the relay (connections); repeats",
+    )
+    parser.add_argument("--minutes", type=positive, metavar="M", default=10.0, help="length of the soak (default 10)")
+    parser.add_argument("--html", type=output_file, metavar="FILE", help="also write a page with charts there")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write everything there")
     return parser.parse_args(arguments)
 
 
@@ -109,11 +119,18 @@ def _chosen_workloads(names: str | None) -> list[Workload]:
 
 
 def _keep(options: argparse.Namespace, kept: dict[str, Any]) -> None:
-    """Write the document and the page where they were asked for."""
-    if options.json:
-        options.json.write_text(json.dumps(kept, indent=1) + "\n")
-    if options.html:
-        options.html.write_text(page([kept]))
+    """Write the document and the page where they were asked for.
+
+    Raises:
+      BenchError: one cannot be written after all.
+    """
+    try:
+        if options.json:
+            options.json.write_text(json.dumps(kept, indent=1) + "\n")
+        if options.html:
+            options.html.write_text(page([kept]))
+    except OSError as error:
+        raise BenchError(f"what was measured cannot be kept: {error}") from error
 
 
 def _list() -> None:
@@ -158,7 +175,7 @@ def _connections(options: argparse.Namespace) -> bool:
     missing = TOPOLOGIES["relay-trio"].missing()
     if missing:
         raise BenchError(missing)
-    facts = describe([("relay-trio", TOPOLOGIES["relay-trio"].version())])
+    facts = describe([("relaycore", TOPOLOGIES["relay-trio"].version())])
     held = hold(
         options.listeners or (QUICK_HELD if options.quick else LISTENERS),
         options.sessions or (QUICK_HELD if options.quick else SESSIONS),
@@ -187,8 +204,27 @@ def _soak(options: argparse.Namespace) -> bool:
 def _page(options: argparse.Namespace) -> bool:
     if not options.names or not options.html:
         raise BenchError("page takes JSON files that were written before, and --html")
-    options.html.write_text(page([json.loads(Path(name).read_text()) for name in options.names]))
+    text = page([_read(name) for name in options.names])
+    try:
+        options.html.write_text(text)
+    except OSError as error:
+        raise BenchError(f"the page cannot be written: {error}") from error
     return True
+
+
+def _read(name: str) -> Any:
+    """A document that ``--json`` wrote.
+
+    Raises:
+      BenchError: it cannot be read, or is something else.
+    """
+    try:
+        document = json.loads(Path(name).read_text())
+    except (OSError, ValueError) as error:
+        raise BenchError(f"{name} cannot be read: {error}") from error
+    if not isinstance(document, dict) or not {"workloads", "held", "soak"} & document.keys():
+        raise BenchError(f"{name} was not written by --json: it has nothing to show")
+    return document
 
 
 def _profile(options: argparse.Namespace) -> bool:
@@ -199,7 +235,7 @@ def _profile(options: argparse.Namespace) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0, 1 when a run failed, 2 when nothing could be measured."""
+    """Exit code 0, 1 when a run failed, 2 when nothing could be measured, 130 after Ctrl-C."""
     options = _parse(arguments)
     if options.what == "list":
         _list()
@@ -211,6 +247,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0 if _page(options) else 1
         if options.names:
             raise BenchError(f"{options.what} takes no names: {', '.join(options.names)}")
+        if options.set and options.what != "connections":
+            raise BenchError("--set is for connections; elsewhere a topology says how its relay is set")
         separate()
         raise_open_files_limit(OPEN_FILES)
         build()
@@ -219,6 +257,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BenchError as error:
         say(f"bench: {error}")
         return 2
+    except KeyboardInterrupt:
+        say("bench: interrupted, nothing is kept")
+        return 130
 
 
 if __name__ == "__main__":

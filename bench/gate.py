@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from . import fairness, latency, throughput
+from .arguments import count, output_file
 from .counts import Counts, count_everything
 from .figures import is_lower_better
 from .loadgen import Route, build
@@ -174,8 +175,10 @@ def read_baseline(path: Path) -> tuple[dict[str, Bound], Counts]:
     try:
         document = json.loads(path.read_text())
         bounds = {name: Bound(float(each["median"]), float(each["limit"])) for name, each in document["ratios"].items()}
+        if not all(0 < each < math.inf for bound in bounds.values() for each in (bound.median, bound.limit)):
+            raise ValueError("a ratio or its limit is no number above 0")
         counts = {name: int(value) for name, value in document["counts"].items()}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BenchError(
             f"{path.name} cannot be used ({type(error).__name__}: {error}); --record writes one"
         ) from error
@@ -243,14 +246,19 @@ def check(path: Path, budget_s: float) -> list[Line]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0 when nothing is worse, 1 when something is, 2 when it cannot be measured."""
+    """Exit code 0 when nothing is worse, 1 when something is, 2 when it cannot be measured, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m bench.gate", description=__doc__)
-    parser.add_argument("--record", type=int, metavar="N", help="measure N times and write the baseline")
-    parser.add_argument("--repeat", type=int, default=1, metavar="N", help="run N times, stop at the first failure")
+    parser.add_argument("--record", type=count, metavar="N", help="measure N times and write the baseline")
+    parser.add_argument("--repeat", type=count, default=1, metavar="N", help="run N times, stop at the first failure")
     parser.add_argument("--budget", type=float, default=BUDGET_S, metavar="S", help=f"seconds (default {BUDGET_S:g})")
     parser.add_argument("--baseline", type=Path, default=BASELINE, metavar="FILE", help="another baseline")
     parser.add_argument("--slowed", action="store_true", help="show that the gate fails on a slowed build of the tree")
     options = parser.parse_args(arguments)
+    if options.record:
+        try:
+            output_file(str(options.baseline))
+        except argparse.ArgumentTypeError as error:
+            parser.error(str(error))
     try:
         separate()
         build()
@@ -276,6 +284,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BenchError as error:
         say(f"bench.gate: {error}")
         return 2
+    except KeyboardInterrupt:
+        say("bench.gate: interrupted, nothing is decided")
+        return 130
     return 0
 
 
