@@ -73,6 +73,7 @@ class Stage:
         self.engine: Engine | None = None
         self._nursery = nursery
         self._mover: TrioMover | Engine | None = None
+        self._opened = trio.Event()
         self._leave = trio.Event()
         self._left = trio.Event()
 
@@ -92,14 +93,16 @@ class Stage:
         if self._mover is not None:
             return
         if self.is_native:
-            self.engine = self._mover = await self._nursery.start(self._keep, threads, buffers, buffer_bytes)
+            self._nursery.start_soon(self._keep, threads, buffers, buffer_bytes)
+            await self._opened.wait()
         else:
             self.pool = BufferPool(buffers=buffers, buffer_bytes=buffer_bytes)
             self._mover = TrioMover(self.pool)
 
-    async def _keep(self, threads: int, buffers: int, buffer_bytes: int, *, task_status) -> None:
+    async def _keep(self, threads: int, buffers: int, buffer_bytes: int) -> None:
         async with open_engine(threads=threads, buffers=buffers, buffer_bytes=buffer_bytes) as engine:
-            task_status.started(engine)
+            self.engine = self._mover = engine
+            self._opened.set()
             await self._leave.wait()
         self._left.set()
 
