@@ -29,7 +29,7 @@ from ..errors import ConfigError
 from ..trace import LogWriter, redact
 from .exits import ExitCode
 from .online import STATUS_LINES, public_url, report
-from .options import listener_options, need_connection_string, run, trust
+from .options import Seconds, listener_options, need_connection_string, run, trust
 from .send import find_token
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ _SAME_SIGNAL_S: Final = 0.5
     "--timeout-graceful-shutdown",
     "grace_s",
     metavar="SECONDS",
-    type=click.FloatRange(min=0),
+    type=Seconds(min=0),
     default=DEFAULT_GRACE_S,
     show_default=True,
     help="How long what is under way may take at the end.",

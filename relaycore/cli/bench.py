@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from .options import Seconds
+
 if TYPE_CHECKING:
     from ..selfcheck.measure import Outcome, Pace
 
@@ -33,7 +35,7 @@ _CROWDED: Final = 0.5
 @click.option("--quick", is_flag=True, help="One short round: shows that everything works, not how fast.")
 @click.option(
     "--seconds",
-    type=click.FloatRange(0.05, 60),
+    type=Seconds(0.05, 60),
     metavar="S",
     help=f"Seconds of each measurement, of which there are {_ROUNDS * 8}.  [default: {_SECONDS:g}]",
 )

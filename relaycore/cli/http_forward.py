@@ -23,7 +23,7 @@ from ..errors import ConfigError
 from ..trace import LogWriter, redact
 from .exits import ExitCode
 from .online import STATUS_LINES, public_url, report_events
-from .options import listener_options, need_connection_string, run, trust
+from .options import Seconds, listener_options, need_connection_string, run, trust
 from .send import find_token
 
 __all__ = ["command"]
@@ -63,7 +63,7 @@ def _host(ctx: click.Context, parameter: click.Parameter, value: str | None) -> 
 @click.option(
     "--connect-timeout",
     metavar="SECONDS",
-    type=click.FloatRange(min=0, min_open=True, max=20),
+    type=Seconds(min=0, min_open=True, max=20),
     default=10.0,
     show_default=True,
     help="How long the server may take to accept a connection.",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import math
 import os
 import ssl
 import sys
@@ -26,6 +27,7 @@ from ..wire.connection_string import ConnectionString, parse_connection_string
 __all__ = [
     "TOKEN_VARIABLE",
     "Form",
+    "Seconds",
     "check_stdin_is_free",
     "config_file_option",
     "connection_options",
@@ -49,6 +51,17 @@ _MAX_SECRET_BYTES: Final = 65_536
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+class Seconds(click.FloatRange):
+    """A span within bounds. ``nan`` is outside of all of them, though it compares with none."""
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """As every type of click."""
+        found = float(super().convert(value, param, ctx))
+        if math.isnan(found):
+            self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
+        return found
 
 
 class Form(enum.Enum):

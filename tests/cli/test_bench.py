@@ -71,7 +71,7 @@ async def test_no_secret_stands_in_a_command_line_and_ctrl_c_ends_everything(tmp
     assert processes(f"BENCH_MARK={tmp_path}") == []
 
 
-@pytest.mark.parametrize("given", ["0", "-1", "soon", "61"])
+@pytest.mark.parametrize("given", ["0", "-1", "soon", "61", "nan", "inf"])
 def test_seconds_have_bounds(invoke, given):
     assert invoke("bench", "--seconds", given).exit_code == ExitCode.USAGE
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ssl
 
+import click
 import pytest
 
-from relaycore.cli.options import find_connection_string, load_settings, read_secret, trust
+from relaycore.cli.options import Seconds, find_connection_string, load_settings, read_secret, trust
 from relaycore.errors import ConfigError
 
 KEY = "c2VjcmV0a2V5c2VjcmV0a2V5c2VjcmV0a2V5c2VjcmU="
@@ -66,3 +67,11 @@ def test_trust_never_turns_checks_off(invoke, tmp_path):
     context = trust(tmp_path / "ca" / "ca.pem")
     assert context.verify_mode is ssl.CERT_REQUIRED
     assert context.check_hostname
+
+
+def test_seconds_within_bounds_are_a_number():
+    kind = Seconds(min=0, min_open=True, max=20)
+    assert kind.convert("2.5", None, None) == 2.5
+    for text in ("nan", "-nan", "inf", "0", "21", "soon"):
+        with pytest.raises(click.BadParameter):
+            kind.convert(text, None, None)
