@@ -33,22 +33,22 @@ enum {
     RC_CHUNK_BYTES = 65536,       /* most that one lane reads in one turn, on a thread that others use as well */
     RC_SMALL_BUFFER_BYTES = 4096, /* of the reserve, which serves while every buffer is out */
     RC_SMALL_PER_BUFFER = 4,
-    RC_LINGER_MS = 2000,          /* for the peers to hang up after us, and for a last word to get out */
-    RC_LEFTOVER_BYTES = 1 << 20   /* read and dropped behind a leg's Close; more is not read */
+    RC_LINGER_MS = 2000,        /* for the peers to hang up after us, and for a last word to get out */
+    RC_LEFTOVER_BYTES = 1 << 20 /* read and dropped behind a leg's Close; more is not read */
 };
 
 /* How a job ended. */
 enum {
     RC_END_NONE = 0,
-    RC_END_CLOSED = 1,              /* both sides took leave; the sending side of both sockets is shut down, and the peers
+    RC_END_CLOSED = 1,         /* both sides took leave; the sending side of both sockets is shut down, and the peers
                                        have hung up, or have been given RC_LINGER_MS for it */
-    RC_END_ABORTED = 2,             /* a leg ended without Close, or was lost */
-    RC_END_PROTOCOL_ERROR = 3,      /* `by` broke RFC 6455; its Close has been sent where that was possible */
+    RC_END_ABORTED = 2,        /* a leg ended without Close, or was lost */
+    RC_END_PROTOCOL_ERROR = 3, /* `offender` broke RFC 6455; its Close has been sent where that was possible */
     RC_END_HALF_CLOSED_TIMEOUT = 4, /* nothing came or went for half_closed_ms behind the first Close */
     RC_END_RELAY_CLOSED = 5,        /* rc_engine_close() */
     RC_END_IDLE_TIMEOUT = 6,        /* nothing came or went for idle_ms */
     RC_END_CANCELLED = 7,           /* rc_engine_cancel(), rc_engine_shut() */
-    RC_END_REFUSED = 8              /* the system would not watch the sockets: `error` says why; nothing was read or sent */
+    RC_END_REFUSED = 8 /* the system would not watch the sockets: `error` says why; nothing was read or sent */
 };
 
 enum {
@@ -60,7 +60,7 @@ enum {
 /* One direction's way through the engine; its own business but for the early bytes. Lane RC_TO_LISTENER reads sockets[0] and writes sockets[1]. */
 struct rc_lane {
     const uint8_t *early; /* set by the caller: bytes of the source that were read before; they go in first */
-    uint8_t *slab; /* borrowed, or NULL: between two turns only while output waits or input is left over */
+    uint8_t *slab;        /* borrowed, or NULL: between two turns only while output waits or input is left over */
     struct rc_lane *next; /* in the one queue it stands in */
     uint64_t lease;
     uint32_t early_bytes;         /* set by the caller */
@@ -70,7 +70,7 @@ struct rc_lane {
     uint32_t events; /* RC_STEP_* that are due once the output is sent */
     uint8_t index;   /* RC_TO_LISTENER or RC_TO_SENDER */
     uint8_t queue;
-    bool is_small;   /* the slab is one of the reserve */
+    bool is_small; /* the slab is one of the reserve */
     bool is_readable;
     bool is_hung; /* its source will send no more than what is here */
     bool is_lost; /* its source was reset */
@@ -81,17 +81,17 @@ struct rc_lane {
 struct rc_job {
     /* Set by the caller before rc_engine_submit(), and left alone until the completion. */
     struct rc_session *session;
-    uint64_t token;              /* handed back on completion; nobody else's business */
-    int sockets[2];              /* of the sender, of the listener: connected, non-blocking stream sockets, not the same */
-    uint32_t half_closed_ms;     /* 0: no limit */
-    uint32_t close_ms;           /* how long the peers have for the answer to our Close */
-    uint32_t idle_ms;            /* 0: no limit */
+    uint64_t token;          /* handed back on completion; nobody else's business */
+    int sockets[2];          /* of the sender, of the listener: connected, non-blocking stream sockets, not the same */
+    uint32_t half_closed_ms; /* 0: no limit */
+    uint32_t close_ms;       /* how long the peers have for the answer to our Close */
+    uint32_t idle_ms;        /* 0: no limit */
 
     /* Set by the engine; for the caller once the token has come back. */
-    uint8_t end; /* RC_END_* */
-    uint8_t by;  /* RC_BY_*: who ended it first */
+    uint8_t end;      /* RC_END_* */
+    uint8_t by;       /* RC_BY_*: who ended it first */
     uint8_t offender; /* behind RC_END_PROTOCOL_ERROR: the leg that broke the rule, 0 or 1 */
-    int error;   /* errno behind RC_END_REFUSED */
+    int error;        /* errno behind RC_END_REFUSED */
 
     /* The engine's own. */
     uint8_t state, is_watched, close_reason_bytes;
@@ -116,13 +116,13 @@ struct rc_engine_statistics {
     uint64_t buffers_peak;   /* highest of any thread, summed */
     uint64_t exhausted;      /* how often a lane found no large buffer */
     uint64_t completed;
-    uint64_t turns;       /* of a lane */
-    uint64_t receives;    /* system calls */
-    uint64_t sends;       /* system calls */
-    uint64_t blocked;     /* sends that could not take everything */
-    uint64_t waits;       /* epoll_wait calls */
-    uint64_t sleeps;      /* those that found nothing ready and waited */
-    uint64_t commands;    /* taken */
+    uint64_t turns;    /* of a lane */
+    uint64_t receives; /* system calls */
+    uint64_t sends;    /* system calls */
+    uint64_t blocked;  /* sends that could not take everything */
+    uint64_t waits;    /* epoll_wait calls */
+    uint64_t sleeps;   /* those that found nothing ready and waited */
+    uint64_t commands; /* taken */
     uint64_t bytes_in, bytes_out;
 };
 

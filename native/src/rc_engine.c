@@ -63,10 +63,10 @@ struct thread {
     struct rc_worker worker;
     struct rc_engine *engine;
     pthread_t id;
-    int wake;             /* eventfd: commands, or the end */
+    int wake; /* eventfd: commands, or the end */
     bool is_started;
-    uint32_t is_stopping; /* atomic */
-    struct rc_job *jobs;  /* all that it has */
+    uint32_t is_stopping;    /* atomic */
+    struct rc_job *jobs;     /* all that it has */
     struct rc_job *commands; /* atomic: the stack of section 2 */
     uint64_t submitted;      /* counted by the caller */
 };

@@ -51,6 +51,7 @@ enum {
 };
 
 enum {
+    LOOK_MS = 20,       /* how late a deadline may be noticed */
     ALONE_MS = 20,      /* a thread that has served one job only for as long lets it take larger chunks */
     HEAVY_BYTES = 16384 /* a lane that moved this much in one turn waits in the second queue */
 };
@@ -172,6 +173,17 @@ static uint64_t deadline_of(const struct rc_job *job) {
     return deadline;
 }
 
+/* Looks at the deadlines again by then; but not sooner than LOOK_MS behind the last look, since each costs work for every
+ * timed job. */
+static void look_at(struct rc_worker *worker, uint64_t deadline) {
+    uint64_t soonest = worker->looked_ms + LOOK_MS;
+
+    if (deadline < soonest)
+        deadline = soonest;
+    if (deadline < worker->next_deadline_ms)
+        worker->next_deadline_ms = deadline;
+}
+
 static void untime(struct rc_worker *worker, struct rc_job *job) {
     if (!job->is_timed)
         return;
@@ -199,8 +211,7 @@ static void time_job(struct rc_worker *worker, struct rc_job *job) {
             worker->timed->timed_before = job;
         worker->timed = job;
     }
-    if (deadline < worker->next_deadline_ms)
-        worker->next_deadline_ms = deadline;
+    look_at(worker, deadline);
 }
 
 static void cut_at(struct rc_worker *worker, struct rc_job *job, uint64_t after_ms) {
@@ -224,9 +235,8 @@ static void note_end(struct rc_job *job, uint8_t end, uint8_t by) {
 
 /* The engine lets go of both sockets. Lanes leave their queues: work in proportion to those that wait for a turn. */
 static void finish(struct rc_worker *worker, struct rc_job *job) {
-    struct rc_lane_queue *queues[] = {[RC_QUEUE_FRESH] = &worker->fresh,
-                                      [RC_QUEUE_BUSY] = &worker->busy,
-                                      [RC_QUEUE_STARVED] = &worker->starved};
+    struct rc_lane_queue *queues[] = {
+        [RC_QUEUE_FRESH] = &worker->fresh, [RC_QUEUE_BUSY] = &worker->busy, [RC_QUEUE_STARVED] = &worker->starved};
 
     if (job->state == STATE_OVER)
         return;
@@ -276,8 +286,8 @@ static enum sent send_output(struct rc_worker *worker, struct rc_lane *lane) {
     struct rc_job *job = rc_lane_job(lane);
 
     while (lane->out_bytes > 0) {
-        ssize_t count = send(destination_socket(lane), lane->slab + lane->out_at, lane->out_bytes,
-                             MSG_NOSIGNAL | MSG_DONTWAIT);
+        ssize_t count =
+            send(destination_socket(lane), lane->slab + lane->out_at, lane->out_bytes, MSG_NOSIGNAL | MSG_DONTWAIT);
         rc_count(&worker->counts.sends, 1);
         if (count < 0) {
             if (errno == EINTR)
@@ -376,7 +386,8 @@ static bool say_owed(struct rc_worker *worker, struct rc_lane *lane) {
         int result = rc_session_control(job->session, lane->index, lane->slab, room, &step);
         RC_ASSERT(result == RC_OK);
         take_step(worker, lane, &step);
-        bool said_nothing = step.out_bytes == 0 && lane->events == 0; /* not at a frame boundary: a later step says it */
+        bool said_nothing =
+            step.out_bytes == 0 && lane->events == 0; /* not at a frame boundary: a later step says it */
         if (send_output(worker, lane) != SENT_ALL)
             return false;
         if (lane->events != 0 && !act(worker, lane))
@@ -670,12 +681,12 @@ void rc_job_deadlines(struct rc_worker *worker) {
     struct rc_job *next;
 
     worker->next_deadline_ms = UINT64_MAX;
+    worker->looked_ms = worker->now_ms;
     for (struct rc_job *job = worker->timed; job != NULL; job = next) {
         uint64_t deadline = deadline_of(job);
         next = job->timed_after;
         if (deadline > worker->now_ms) {
-            if (deadline < worker->next_deadline_ms)
-                worker->next_deadline_ms = deadline;
+            look_at(worker, deadline);
             continue;
         }
         if (job->state == STATE_MOVING && job->end == RC_END_NONE) {

@@ -28,6 +28,7 @@ struct rc_worker {
     struct rc_job *timed;     /* those with a deadline */
     uint64_t now_ms;          /* of this round */
     uint64_t next_deadline_ms; /* no job is due before this; UINT64_MAX: none is timed */
+    uint64_t looked_ms;        /* when they were looked at */
     const struct rc_job *served; /* the last job that received something; for comparing only */
     uint64_t shared_ms;          /* when that was another one than the time before */
     struct rc_job *over;      /* ended in this round; completed at its end, when no event can name them any more */
