@@ -80,8 +80,8 @@ def engine_is_available() -> bool:
 
 
 def _milliseconds(seconds: float) -> int:
-    """For C, where 0 means no limit; a limit that is shorter than a millisecond is still one."""
-    return 0 if seconds <= 0 else max(1, min(round(seconds * 1000), _LIMIT_MS))
+    """For C, where 0 means no limit; a limit that is shorter than a millisecond is still one, and so is infinity."""
+    return 0 if seconds <= 0 else max(1, round(min(seconds * 1000, _LIMIT_MS)))
 
 
 class Job:

@@ -17,7 +17,8 @@ Theory of operation
 
 A descriptor never has two owners: a parked task is woken by nothing but its own completion, so whoever cancels it waits
 for C to let go. That takes one round of a thread, which never blocks. The task that takes completions is shielded
-for the same reason, and ends last.
+for the same reason, and ends last. Nor may a KeyboardInterrupt come between a submission and its parking, or between a
+token and its task; Trio keeps it away from what is marked so.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import trio
 
 from .._native import Engine as Native
 from .._native import EngineEnd, EngineStatistics, Job, engine_is_available
+from .._native.engine import THREADS_MAX
 from .session import EndReason, Session, SessionResult
 
 __all__ = ["Engine", "EngineStatistics", "engine_is_available", "open_engine", "shared_engine"]
@@ -122,6 +124,7 @@ class Engine:
             raise
         return result
 
+    @trio.lowlevel.enable_ki_protection
     async def carry(self, session: Session) -> SessionResult:
         """As `run`, but on these two errors nothing was read or sent, and the legs are the caller's as they were."""
         if self._is_shut:
@@ -130,16 +133,20 @@ class Engine:
         assert isinstance(sender.stream, trio.SocketStream)
         assert isinstance(listener.stream, trio.SocketStream)
         token = self._next_token = self._next_token + 1
-        job = Job(
-            session.brain,
-            token,
-            sender.stream.socket.fileno(),
-            listener.stream.socket.fileno(),
-            early=(sender.early, listener.early),
-            half_closed=session.half_closed_timeout,
-            close=session.close_timeout,
-            idle=session.idle_timeout,
-        )
+        try:
+            job = Job(
+                session.brain,
+                token,
+                sender.stream.socket.fileno(),
+                listener.stream.socket.fileno(),
+                early=(sender.early, listener.early),
+                half_closed=session.half_closed_timeout,
+                close=session.close_timeout,
+                idle=session.idle_timeout,
+            )
+        except BaseException:
+            await session.part(None)  # noqa: ASYNC102, ASYNC120 - shields itself
+            raise
         running = self._running[token] = _Running(self._native, job)
         session.driver = running
         self._native.submit(job)
@@ -163,6 +170,7 @@ class Engine:
         assert reason is not None
         return SessionResult(reason, job.by, session.statistics())
 
+    @trio.lowlevel.enable_ki_protection
     async def watch(self, scope: trio.CancelScope) -> None:
         """Wake tasks until the scope is cancelled. For who has opened the engine."""
         fd = self._native.fileno()
@@ -171,6 +179,7 @@ class Engine:
                 await trio.lowlevel.wait_readable(fd)
                 self.take_completions()
 
+    @trio.lowlevel.enable_ki_protection
     def shut(self) -> None:
         """End the threads, and cut what still runs. For who has opened the engine. Waits for a round of each thread."""
         self._is_shut = True
@@ -208,7 +217,7 @@ async def open_engine(
     """Start the engine's threads; they end with the block, and cut what still runs then.
 
     Args:
-      threads: how many; 0 is one for each core that this process may use.
+      threads: how many; 0 is one for each core that this process may use, up to 64.
       buffers: receive buffers, shared out among the threads. A direction borrows one from a receive to the complete
         send; while none is free it goes on with a reserve of 4 KiB ones, four for each.
       buffer_bytes: size of each; what one receive can take.
@@ -232,7 +241,7 @@ async def open_engine(
 
 
 def _start(threads: int, buffers: int, buffer_bytes: int) -> Engine:
-    cores = len(os.sched_getaffinity(0)) if engine_is_available() else 1
+    cores = min(len(os.sched_getaffinity(0)), THREADS_MAX) if engine_is_available() else 1
     return Engine(Native(threads=threads or cores, buffers=buffers, buffer_bytes=buffer_bytes))
 
 

@@ -9,6 +9,7 @@ import logging
 import os
 import random
 import resource
+import signal
 import socket
 import ssl
 import sys
@@ -169,6 +170,13 @@ async def test_numbers_that_make_no_engine_are_refused(numbers: dict[str, int]) 
     assert (len(descriptors()), threads()) == before
 
 
+async def test_a_machine_with_more_cores_than_threads_are_allowed_gets_those(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = len(threads())
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(96))
+    async with open_engine():
+        assert len(threads()) == before + native_engine.THREADS_MAX
+
+
 async def test_descriptors_that_run_out_are_said_to_be_missing() -> None:
     """failures: a process without descriptors left dies; here the start is refused, and nothing stays behind."""
     before = len(descriptors()), threads()
@@ -324,6 +332,43 @@ async def test_sessions_that_outlive_their_engine_are_closed_by_the_relay(
             assert (runner.result.reason, runner.result.by) == (EndReason.RELAY_CLOSED, CloseBy.RELAY)
             assert [far.recv(1) for far in runner.far] == [b"", b""]
     assert engine.check_consistency() == []
+
+
+@pytest.mark.parametrize("moment", ["submit", "completions"])
+def test_an_interrupt_does_not_come_between_c_and_its_task(moment: str) -> None:
+    """failures: Ctrl-C leaves a session that nobody can end."""
+
+    class Interrupted:
+        def __init__(self, native: native_engine.Engine) -> None:
+            self._native = native
+
+        def __getattr__(self, name: str) -> object:
+            found = getattr(self._native, name)
+            if name != moment:
+                return found
+
+            def call(*arguments: object) -> object:
+                result = found(*arguments)
+                if result or moment == "submit":
+                    signal.raise_signal(signal.SIGINT)
+                return result
+
+            return call
+
+    async def main() -> None:
+        near, (far, other) = zip(unix_pair(), unix_pair(), strict=True)
+        async with open_engine(threads=1, buffers=4) as engine:
+            engine._native = Interrupted(engine._native)  # type: ignore[assignment]
+            with far, other:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(engine.run, legs(near))
+                    await wait_all_tasks_blocked()
+                    far.close()
+                    await trio.sleep_forever()
+
+    with pytest.raises(BaseExceptionGroup) as caught:
+        trio.run(main)
+    assert caught.group_contains(KeyboardInterrupt)
 
 
 async def test_an_engine_that_has_ended_runs_nothing(runners: list[Runner]) -> None:
