@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
 from typing import Final
 
@@ -42,7 +43,23 @@ def _pool() -> BufferPool:
     return pool
 
 
+def _take_over(stream: trio.SocketStream) -> trio.SocketStream:
+    """Take the connection out of a stream, which is a closed one from here on.
+
+    Whoever still holds that one cannot close a descriptor that C works on: its number might be given out again, and a
+    stranger get the bytes.
+    """
+    own = stream.socket
+    if own.fileno() < 0:
+        raise trio.ClosedResourceError("this stream was already closed")
+    trio.lowlevel.notify_closing(own)
+    taken = socket.socket(own.family, own.type, own.proto, fileno=own.detach())
+    return trio.SocketStream(trio.socket.from_stdlib_socket(taken))
+
+
 def _leg(stream: trio.abc.HalfCloseableStream) -> SessionLeg:
+    if isinstance(stream, trio.SocketStream):
+        return SessionLeg(LegKind.RAW, _take_over(stream))
     # An unused connection gives up its WebSocket, whose frames the mover can read itself.
     if isinstance(stream, Connection) and stream.is_unused:
         below, early = stream.detach()
@@ -66,8 +83,9 @@ async def splice(
     or sent to is one), threads of C carry the bytes, and no Python runs until the end; other streams are carried by
     Trio tasks.
 
-    Both streams belong to the call, and are closed when it returns or raises. A checkpoint. Cancelling it cuts both; as
-    when one of them is lost, a TCP peer then sees a reset, never an end of data.
+    Both streams belong to the call: a socket looks closed to others from its beginning, and when it returns or raises
+    both are. A checkpoint. Cancelling it cuts both; as when one of them is lost, a TCP peer then sees a reset, never an
+    end of data.
 
     Args:
       half_closed_timeout: seconds that the second direction may stay silent once the first has ended; 0 is no limit.
@@ -80,16 +98,25 @@ async def splice(
       StreamLost: one of them was lost, or stayed silent for too long; the other was cut.
       StreamClosed: a connection was closed with another code than 1000. What came before was passed on.
       StreamGarbled: the other side of a connection broke a rule of WebSocket.
+      ValueError: both are the same stream.
+      trio.ClosedResourceError: one was closed before.
+      MemoryError: memory, descriptors or threads were refused.
     """
+    legs: list[SessionLeg] = []
     try:
-        legs = _leg(first), _leg(second)
+        if first is second:
+            raise ValueError("a stream cannot be joined with itself")
+        for stream in (first, second):
+            legs.append(_leg(stream))
+        session = Session(
+            *legs, half_closed_timeout=half_closed_timeout, close_timeout=CLOSE_TIMEOUT, idle_timeout=idle_timeout
+        )
+        mover = Mover(_pool(), engine or shared_engine())
     except BaseException:
-        await cut(first, second)  # noqa: ASYNC102 - shields itself
+        # A connection that was taken apart does not close what is below it any more.
+        await cut(first, second, *(leg.stream for leg in legs))  # noqa: ASYNC102 - shields itself
         raise
-    session = Session(
-        *legs, half_closed_timeout=half_closed_timeout, close_timeout=CLOSE_TIMEOUT, idle_timeout=idle_timeout
-    )
-    result = await Mover(_pool(), engine or shared_engine()).run(session)
+    result = await mover.run(session)
     to_second, to_first = result.statistics.to_listener, result.statistics.to_sender
     name = "the first stream" if result.by is CloseBy.SENDER else "the second stream"
     match result.reason:

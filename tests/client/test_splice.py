@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
+import socket
 import struct
 from collections.abc import AsyncIterator, Callable
 
@@ -217,6 +219,74 @@ async def test_an_abnormal_close_is_told_to_the_caller(relay: Relay):
         nursery.start_soon(run)
         await accepted.turn_away(1011, 1.0)
         await client.send_eof()
+
+
+@pytest.mark.parametrize("make", [tcp_pair, memory_pair])
+async def test_a_stream_is_not_joined_with_itself(make):
+    async with make() as (near, far):
+        with pytest.raises(ValueError, match="itself"):
+            await relaycore.splice(near, near)
+        with contextlib.suppress(trio.BrokenResourceError):
+            assert await far.receive_some(1) == b""
+
+
+async def test_a_closed_socket_is_refused_and_the_other_one_closed():
+    async with tcp_pair() as (closed, _), tcp_pair() as (near, far):
+        await closed.aclose()
+        for pair in ((near, closed), (closed, near)):
+            with pytest.raises(trio.ClosedResourceError):
+                await relaycore.splice(*pair)
+            assert near.socket.fileno() == -1
+        assert await far.receive_some(1) == b""
+
+
+async def test_who_still_holds_a_stream_cannot_close_its_descriptor_below_c():
+    """failures: bytes that reach a stranger, whose descriptor has the number of a closed one."""
+    async with (
+        tcp_pair() as (near_first, first),
+        tcp_pair() as (near_second, second),
+        trio.open_nursery() as nursery,
+    ):
+
+        async def read() -> None:
+            with pytest.raises(trio.ClosedResourceError):
+                await near_second.receive_some()
+
+        nursery.start_soon(read)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(relaycore.splice, near_first, near_second)
+        await trio.testing.wait_all_tasks_blocked()
+        await near_second.aclose()
+        with contextlib.ExitStack() as stack:
+            strangers = [stack.enter_context(stranger) for stranger in socket.socketpair()]
+            assert await exchange_after_end(first, second) == b"a reply to the end"
+            for stranger in strangers:
+                stranger.setblocking(False)
+                with pytest.raises(BlockingIOError):
+                    stranger.recv(1)
+
+
+async def test_a_splice_that_gets_no_threads_closes_what_a_connection_stood_on(relay: Relay, monkeypatch):
+    def refuse() -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("relaycore.client.splice.shared_engine", refuse)
+    async with relayed(relay) as (near, accepted), tcp_pair() as (other, far):
+        with pytest.raises(MemoryError):
+            await relaycore.splice(near, other)
+        assert await far.receive_some(1) == b""
+        with pytest.raises(StreamLost):
+            await accepted.receive_some()
+
+
+async def test_infinity_is_a_limit_as_elsewhere_in_trio():
+    async with tcp_pair() as (near_first, first), tcp_pair() as (near_second, second):
+        await first.send_all(b"ping")
+        await first.send_eof()
+        await second.send_eof()
+        endless = {"half_closed_timeout": math.inf, "idle_timeout": math.inf}
+        spliced = await relaycore.splice(near_first, near_second, **endless)
+    assert spliced.to_second == 4
 
 
 async def test_the_shared_engine_ends_with_its_run():
