@@ -56,7 +56,7 @@ R = TypeVar("R")
 class Seconds(click.FloatRange):
     """A span within bounds. ``nan`` is outside of all of them, though it compares with none."""
 
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+    def convert(self, value: float, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """As every type of click."""
         found = float(super().convert(value, param, ctx))
         if math.isnan(found):
