@@ -314,6 +314,18 @@ static void take_step(struct rc_worker *worker, struct rc_lane *lane, const stru
     lane->out_at = (uint32_t)step->out_offset;
     lane->out_bytes = (uint32_t)step->out_bytes;
     lane->events |= step->events & ~(uint32_t)(RC_STEP_MORE | RC_STEP_CONTROL_OWED_BACK);
+    /* The limits of an end begin when it is heard of: a destination that reads nothing must not put them off. */
+    if (step->events & RC_STEP_PROTOCOL_ERROR) {
+        note_end(job, RC_END_PROTOCOL_ERROR, source_name(lane));
+        job->offender = lane->index;
+        cut_at(worker, job, RC_LINGER_MS);
+    } else if (step->events & RC_STEP_SOURCE_FINISHED && !(step->events & RC_STEP_ABORT) && !job->is_half_closed) {
+        job->is_half_closed = true;
+        if (job->end == RC_END_NONE)
+            job->by = source_name(lane);
+        job->active_ms = worker->now_ms;
+        time_job(worker, job);
+    }
     if (step->events & RC_STEP_CONTROL_OWED_BACK)
         rouse(worker, other_lane(job, lane));
 }
@@ -338,10 +350,7 @@ static bool act(struct rc_worker *worker, struct rc_lane *lane) {
     if (events & RC_STEP_FINISHED && rules(job, lane)->destination == RC_LEG_RAW)
         shutdown(destination_socket(lane), SHUT_WR);
     if (events & RC_STEP_PROTOCOL_ERROR) {
-        note_end(job, RC_END_PROTOCOL_ERROR, source_name(lane));
-        job->offender = lane->index;
         job->state = STATE_FAILING;
-        cut_at(worker, job, RC_LINGER_MS);
         rouse(worker, other_lane(job, lane));
         return false;
     }
@@ -349,15 +358,8 @@ static bool act(struct rc_worker *worker, struct rc_lane *lane) {
         abort_job(worker, lane);
         return false;
     }
-    if (events & RC_STEP_SOURCE_FINISHED) {
+    if (events & RC_STEP_SOURCE_FINISHED)
         lane->is_over = true;
-        if (!job->is_half_closed) {
-            job->is_half_closed = true;
-            if (job->end == RC_END_NONE)
-                job->by = source_name(lane);
-            time_job(worker, job);
-        }
-    }
     return !check_finished(worker, job, source_name(lane));
 }
 

@@ -251,14 +251,20 @@ class _Run:
 
         Returns: whether this direction goes on.
         """
-        if step.output:
+        events = step.events
+        if events & StepEvent.SOURCE_FINISHED and not events & (StepEvent.PROTOCOL_ERROR | StepEvent.ABORT):
+            # Before it is sent: a destination that reads nothing must not put the limit off.
+            self._begin_half_close(direction)
+        if step.output and events & StepEvent.PROTOCOL_ERROR:
+            with trio.move_on_after(_LAST_WORD_TIMEOUT):
+                await self._send(direction, step.output)
+        elif step.output:
             await self._send(direction, step.output)
         if self._reason is None:
             if self._is_half_closed:
                 self._scope.deadline = trio.current_time() + self._half_closed_timeout
             elif self._session.idle_timeout:
                 self._scope.deadline = trio.current_time() + self._session.idle_timeout
-        events = step.events
         if not events:
             if self._brain.owes_control(direction):
                 await self._send_control_locked(direction)
@@ -285,12 +291,15 @@ class _Run:
         if self._is_all_sent(direction):
             self._end(EndReason.CLOSED, _SOURCE[direction])
             self._scope.cancel()
-        elif events & StepEvent.SOURCE_FINISHED and not self._is_half_closed:
-            self._is_half_closed = True
-            if self._reason is None:
-                self._by = _SOURCE[direction]
-                self._scope.deadline = trio.current_time() + self._half_closed_timeout
         return not events & StepEvent.SOURCE_FINISHED
+
+    def _begin_half_close(self, direction: Direction) -> None:
+        if self._is_half_closed:
+            return
+        self._is_half_closed = True
+        if self._reason is None:
+            self._by = _SOURCE[direction]
+            self._scope.deadline = trio.current_time() + self._half_closed_timeout
 
     async def _half_close_raw(self, direction: Direction, events: StepEvent) -> None:
         # A raw leg has no Close frame: the end of its stream says the same.

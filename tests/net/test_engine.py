@@ -334,6 +334,22 @@ async def test_sessions_that_outlive_their_engine_are_closed_by_the_relay(
     assert engine.check_consistency() == []
 
 
+@pytest.mark.parametrize("is_native", [True, False])
+@pytest.mark.parametrize(
+    ("last", "reason"), [(close_frame(), EndReason.HALF_CLOSED_TIMEOUT), (b"\xf1\x80", EndReason.PROTOCOL_ERROR)]
+)
+async def test_who_does_not_read_does_not_put_off_the_end_of_the_other_side(
+    engine: Engine, last: bytes, reason: EndReason, is_native: bool
+) -> None:
+    """spec 8.7: the limit begins with the Close, also when it cannot be passed on."""
+    near, (far, deaf) = zip(unix_pair(), unix_pair(), strict=True)
+    near[1].socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
+    session = legs(near, early=(frame(2, bytes(60_000)) + last, b""), half_closed=0.1)
+    with far, deaf:
+        result = await Mover(BufferPool(buffers=2), engine if is_native else None).run(session)
+    assert (result.reason, result.by) == (reason, CloseBy.SENDER)
+
+
 @pytest.mark.parametrize("moment", ["submit", "completions"])
 def test_an_interrupt_does_not_come_between_c_and_its_task(moment: str) -> None:
     """failures: Ctrl-C leaves a session that nobody can end."""
