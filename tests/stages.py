@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket as stdlib_socket
+import struct
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
@@ -48,8 +49,9 @@ async def tcp_pair(*, small: bool = False) -> tuple[trio.SocketStream, trio.Sock
 
 
 def unix_pair() -> tuple[trio.SocketStream, stdlib_socket.socket]:
-    """A stream and the blocking socket at its other end."""
+    """A stream and the blocking socket at its other end, which waits for ten seconds at most."""
     near, far = stdlib_socket.socketpair()
+    far.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_RCVTIMEO, struct.pack("@ll", 10, 0))
     return trio.SocketStream(trio.socket.from_stdlib_socket(near)), far
 
 

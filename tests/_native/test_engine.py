@@ -6,6 +6,7 @@ import errno
 import gc
 import select
 import socket
+import struct
 from collections.abc import Iterator
 
 import pytest
@@ -37,7 +38,8 @@ class Legs:
         for near in self.near:
             near.setblocking(False)
         for far in self.far:
-            far.settimeout(5)
+            # Not settimeout(), with which MSG_WAITALL does not wait.
+            far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", 5, 0))
 
     def job(self, token: int = 7, **options) -> Job:
         return Job(self.brain, token, self.near[0].fileno(), self.near[1].fileno(), **options)
