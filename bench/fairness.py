@@ -13,6 +13,7 @@ from .loadgen import Job
 from .workload import Workload
 
 _PING = ("p50 µs", "p99.9 µs", "beside MiB/s", "busy")
+_PACED = ("p50 µs", "p99.9 µs", "added p99 µs", "late p99 µs", "beside MiB/s", "load busy", "busy")
 
 STALLED = 8
 """Stuck streams in each direction: enough that what one costs stands out from what memory does by itself."""
@@ -31,6 +32,21 @@ WORKLOADS = (
         (Job("ping", 64, count=100), Job("sink", 65_536)),
         headline="p99 µs",
         shows=("messages/s", *_PING),
+    ),
+    Workload(
+        "paced-ping-beside-bulk",
+        "one stream that sends 1000 echoes of 64 bytes a second, while another carries 64 KiB messages as fast as they go",
+        (Job("ping", 64, rate=1_000), Job("sink", 65_536)),
+        headline="p99 µs",
+        shows=_PACED,
+    ),
+    Workload(
+        "paced-100-beside-bulk",
+        "100 streams that send 50 echoes of 64 bytes a second each, in turn, while another carries 64 KiB messages "
+        "as fast as they go",
+        (Job("ping", 64, count=100, rate=50), Job("sink", 65_536)),
+        headline="p99 µs",
+        shows=_PACED,
     ),
     Workload(
         "bulk-64k-x8",

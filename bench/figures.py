@@ -98,6 +98,8 @@ def figures_of(result: Mapping[str, Any], *, under_test: int) -> Figures:
     if job["latency"]:
         names = ("p50 µs", "p99 µs", "p99.9 µs")
         figures.update(zip(names, percentiles_us(job["latency"], (50.0, 99.0, 99.9)), strict=True))
+    if job.get("late"):
+        (figures["late p99 µs"],) = percentiles_us(job["late"], (99.0,))
     if beside:
         figures["beside MiB/s"] = sum(each["bytes"] / each["seconds"] for each in beside) / MIB
     if job["count"] > 1 and job["bytes"] and "least_bytes" in job:

@@ -67,11 +67,14 @@ class Job:
     Of kind ``stall`` and ``unread``: streams filled to the brim whose receiving end, the far one or the client, does
     not read while the other jobs run.
     Of kind ``http``: connections, each a closed loop of requests with bodies of ``size`` both ways.
+    ``rate``, of ``ping`` only: each stream sends so many in a second, at moments of their own, and latency counts from
+    those moments. With 0 the next is sent when the last is back.
     """
 
     kind: str
     size: int
     count: int = 1
+    rate: int = 0
 
 
 class Load:
@@ -148,7 +151,7 @@ def client_settings(
     return [
         f"address {route.host} {port} {target}",
         *(f"header {header}" for header in route.headers),
-        *(f"job {job.count} {job.kind} {job.size}" for job in jobs),
+        *(f"job {job.count} {job.kind} {job.size} {job.rate}" for job in jobs),
         *(f"watch {pid}" for pid in (*route.under_test, *route.load)),
         f"warm {warm_s:.3f}",
         f"seconds {measured_s:.3f}",

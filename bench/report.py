@@ -123,8 +123,8 @@ def remark(figures: Mapping[str, Spread]) -> str:
 def digest(workloads: Sequence[Workload], summary: Sequence[Mapping[str, Any]]) -> str:
     """Tables of medians, one line per workload and one column per topology: headlines, and what they cost.
 
-    Streams and requests have tables of their own, because other topologies carry them; requests also have tables of the
-    time that each topology adds to the answer.
+    Streams and requests have tables of their own, because other topologies carry them; workloads that show the time
+    that each topology adds to the answer also have tables of it.
     """
     kinds = [[each for each in workloads if each.carried == kind] for kind in (WEBSOCKET, HTTP)]
     return "\n\n".join(_digest_of(kind, summary) for kind in kinds if kind)
@@ -160,8 +160,8 @@ def _digest_of(workloads: Sequence[Workload], summary: Sequence[Mapping[str, Any
                 head = {"syscalls": "system calls", "switches": "voluntary context switches"}[name]
                 tables.append(rows(head, functools.partial(per_item, name), priced, of=counted))
         for name, origin in ADDED.items():
-            if any(name in workload.shows for workload in workloads):
-                tables.append(rows(f"{origin.split()[0]} more than direct", _always(name), priced))
+            if shown := [workload for workload in workloads if name in workload.shows]:
+                tables.append(rows(f"{origin.split()[0]} more than direct", _always(name), priced, of=shown))
     unmarked = [[[cell.rstrip("*†") for cell in row] for row in each] for each in tables[1:]]
     return "\n\n".join(table(each) for each in (tables[0], *unmarked))
 

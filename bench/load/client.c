@@ -3,6 +3,10 @@
  * A job keeps its streams busy until the phase is over and then brings them to rest: only what the other end has confirmed counts,
  * and the clock of a job stops with its last confirmation. In the warm phase both ends compare every byte with the pattern; in the
  * measured one they count bytes and messages, and pings and requests are still compared.
+ *
+ * Paced pings have moments of their own, whatever became of those before: stream k of a job sends at k, count + k, 2 count + k ...
+ * steps behind the beginning of the phase, and latency counts from that moment, however late we are. All whose moment lies in the
+ * phase are sent and waited for.
  */
 #include "load.h"
 
@@ -28,6 +32,10 @@ struct job {
     size_t size;
     unsigned count, busy;
     const struct block *block;
+    struct stream *first;
+    uint64_t step_ns;       /* from one paced ping of the job to the next; 0: closed loops */
+    uint64_t next_step;     /* paced pings of the job sent in this phase */
+    uint64_t late[BUCKETS]; /* how much behind its moment a paced ping went out */
     uint64_t bytes, messages, ended_ns;
     uint64_t least, most; /* bytes confirmed on the stream that had the fewest, and on the one that had the most */
     uint64_t latency[BUCKETS];
@@ -38,6 +46,8 @@ struct stream {
     struct job *job;
     bool at_rest, stopping;
     uint64_t position, sent_ns;
+    uint64_t due_ns;     /* moment of the paced ping that is answered next */
+    uint64_t paced_sent; /* in this phase */
     uint64_t received_bytes, received_messages, message_offset;
     uint8_t last_close;
     char answer[COMMAND_BYTES + 1];
@@ -60,9 +70,10 @@ static struct stream *streams;
 static unsigned stream_count, dialling, open_count, busy_count;
 static bool checks, over, finish_asked, leaving;
 static const char *phase = "dialling";
+static uint64_t paced_from_ns, paced_until_ns; /* moments of paced pings are not before the one, and before the other */
 static uint64_t memory_open[MAX_WATCHED], memory_stalled[MAX_WATCHED];
 
-static void count_latency(struct job *job, uint64_t ns)
+static void count_in(uint64_t buckets[BUCKETS], uint64_t ns)
 {
     unsigned index;
     if (ns < STEPS) {
@@ -71,7 +82,12 @@ static void count_latency(struct job *job, uint64_t ns)
         unsigned shift = 63 - (unsigned)__builtin_clzll(ns) - 6;
         index = (shift + 1) * STEPS + (unsigned)((ns >> shift) - STEPS);
     }
-    job->latency[index]++;
+    buckets[index]++;
+}
+
+static void count_latency(struct job *job, uint64_t ns)
+{
+    count_in(job->latency, ns);
 }
 
 /* Middle of a bucket, in ns. */
@@ -118,6 +134,46 @@ static void ping(struct stream *s)
         if (n >= 0 && (size_t)n < block->frame)
             conn_queue(&s->c, block->data + n, block->frame - (size_t)n);
     }
+}
+
+/* Sends every paced ping whose moment has come, and sees to the next. What comes due meanwhile waits for the next turn: answers
+ * have to be read even where sending takes all the time there is. */
+static void send_due(void)
+{
+    uint64_t next = UINT64_MAX, until = now_ns() + 1;
+    if (until > paced_until_ns)
+        until = paced_until_ns;
+    for (unsigned i = 0; i < settings->job_count; i++) {
+        struct job *job = &jobs[i];
+        if (job->step_ns == 0)
+            continue;
+        uint64_t at = paced_from_ns + job->next_step * job->step_ns;
+        for (; at < until; at += job->step_ns) {
+            struct stream *s = job->first + job->next_step++ % job->count;
+            count_in(job->late, now_ns() - at);
+            s->paced_sent++;
+            ping(s);
+            conn_flush(&s->c);
+        }
+        if (at < paced_until_ns && at < next)
+            next = at;
+    }
+    loop_tick_at(next, send_due);
+}
+
+/* The first moments of a phase that lasts until end_ns. */
+static void begin_paced(uint64_t from_ns, uint64_t end_ns)
+{
+    paced_from_ns = from_ns;
+    paced_until_ns = end_ns;
+    for (unsigned i = 0; i < settings->job_count; i++) {
+        jobs[i].next_step = 0;
+        for (unsigned k = 0; k < jobs[i].count; k++) {
+            jobs[i].first[k].due_ns = from_ns + k * jobs[i].step_ns;
+            jobs[i].first[k].paced_sent = 0;
+        }
+    }
+    send_due();
 }
 
 /* GET without a body, POST with one. */
@@ -181,7 +237,8 @@ static void begin(struct stream *s)
     case PING:
     case IDLE:
         conn_queue_text(&s->c, "echo");
-        ping(s);
+        if (s->job->step_ns == 0)
+            ping(s);
         break;
     case JOIN:
         if (s->c.state == CONN_OPEN)
@@ -199,17 +256,6 @@ static void begin(struct stream *s)
         conn_flush(&s->c);
 }
 
-/* The phase is over for this stream: brings it to rest, in its own time. */
-static void stop(struct stream *s)
-{
-    s->stopping = true;
-    if (s->job->kind == SOURCE || s->job->kind == UNREAD)
-        conn_queue_text(&s->c, "stop");
-    s->c.paused = false;
-    if (s->c.state == CONN_OPEN)
-        conn_flush(&s->c);
-}
-
 static void check_confirmed(struct stream *s, uint64_t bytes, uint64_t messages)
 {
     if (s->received_bytes != bytes || s->received_messages != messages)
@@ -223,6 +269,26 @@ static void check_confirmed(struct stream *s, uint64_t bytes, uint64_t messages)
     if (bytes > s->job->most)
         s->job->most = bytes;
     rest(s);
+}
+
+/* Brings a stream of paced pings to rest when the last one that the phase asks for is back. */
+static void rest_paced(struct stream *s)
+{
+    if (over && s->received_messages == s->paced_sent && !s->at_rest)
+        check_confirmed(s, s->paced_sent * s->job->size, s->paced_sent);
+}
+
+/* The phase is over for this stream: brings it to rest, in its own time. */
+static void stop(struct stream *s)
+{
+    s->stopping = true;
+    if (s->job->kind == SOURCE || s->job->kind == UNREAD)
+        conn_queue_text(&s->c, "stop");
+    if (s->job->step_ns > 0)
+        rest_paced(s);
+    s->c.paused = false;
+    if (s->c.state == CONN_OPEN)
+        conn_flush(&s->c);
 }
 
 static void take_answer(struct stream *s)
@@ -261,7 +327,13 @@ static void take_data(struct stream *s, struct piece *piece)
               (unsigned long long)s->message_offset);
     s->message_offset = 0;
     s->received_messages++;
-    if (job->kind == PING || job->kind == IDLE) {
+    if (job->step_ns > 0) {
+        if (s->received_messages > s->paced_sent)
+            fatal("an echo of nothing");
+        count_latency(job, now_ns() - s->due_ns);
+        s->due_ns += job->step_ns * job->count;
+        rest_paced(s);
+    } else if (job->kind == PING || job->kind == IDLE) {
         count_latency(job, now_ns() - s->sent_ns);
         if (over || job->kind == IDLE)
             check_confirmed(s, s->received_bytes, s->received_messages);
@@ -466,6 +538,7 @@ static uint64_t run_phase(const char *name, double seconds, struct usage *before
         job->bytes = job->messages = job->most = 0;
         job->least = UINT64_MAX;
         memset(job->latency, 0, sizeof job->latency);
+        memset(job->late, 0, sizeof job->late);
         if (job->kind == STALL || job->kind == UNREAD)
             stalled += job->count;
     }
@@ -476,8 +549,11 @@ static uint64_t run_phase(const char *name, double seconds, struct usage *before
     usage_take(settings, before);
     uint64_t start = now_ns();
     begin_those(false);
-    if (!wait_busy(stalled, start + (uint64_t)(seconds * 1e9)) || stalled > 0) {
+    uint64_t begun = now_ns(), end = begun + (uint64_t)(seconds * 1e9);
+    begin_paced(begun, end);
+    if (!wait_busy(stalled, end) || stalled > 0) {
         over = true;
+        send_due();
         if (stalled > 0)
             memory_take(settings, memory_stalled);
         stop_those(false);
@@ -493,6 +569,19 @@ static uint64_t run_phase(const char *name, double seconds, struct usage *before
     return start;
 }
 
+static void print_buckets(const char *name, const uint64_t buckets[BUCKETS])
+{
+    const char *comma = "";
+    printf("\"%s\":[", name);
+    for (unsigned k = 0; k < BUCKETS; k++) {
+        if (buckets[k] > 0) {
+            printf("%s[%llu,%llu]", comma, (unsigned long long)bucket_value(k), (unsigned long long)buckets[k]);
+            comma = ",";
+        }
+    }
+    putchar(']');
+}
+
 static void print_job(const struct job *job, uint64_t start)
 {
     printf("{\"kind\":\"%s\",\"size\":%zu,\"count\":%u,\"seconds\":%.9f,\"bytes\":%llu,\"messages\":%llu,",
@@ -500,15 +589,12 @@ static void print_job(const struct job *job, uint64_t start)
            (unsigned long long)job->messages);
     if (job->least <= job->most)
         printf("\"least_bytes\":%llu,\"most_bytes\":%llu,", (unsigned long long)job->least, (unsigned long long)job->most);
-    printf("\"latency\":[");
-    const char *comma = "";
-    for (unsigned k = 0; k < BUCKETS; k++) {
-        if (job->latency[k] > 0) {
-            printf("%s[%llu,%llu]", comma, (unsigned long long)bucket_value(k), (unsigned long long)job->latency[k]);
-            comma = ",";
-        }
+    if (job->step_ns > 0) {
+        print_buckets("late", job->late);
+        putchar(',');
     }
-    printf("]}");
+    print_buckets("latency", job->latency);
+    putchar('}');
 }
 
 static void print_results(uint64_t start, const struct usage *before, const struct usage *after)
@@ -572,6 +658,8 @@ void run_client(const struct settings *given)
         struct job *job = &jobs[i];
         job->size = line->size;
         job->count = line->count;
+        job->step_ns = line->rate > 0 ? 1000000000u / ((uint64_t)line->rate * line->count) : 0;
+        job->first = streams + next;
         unsigned kind = 0;
         while (kind < KINDS && strcmp(kind_names[kind], line->kind) != 0)
             kind++;

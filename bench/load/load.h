@@ -148,6 +148,9 @@ extern bool wraps_streams;
 void loop_init(void);
 /* Waits at most timeout_ms (-1: for ever) and serves what is ready. */
 void loop_turn(int timeout_ms);
+/* tick is called once, in the turn behind the moment at_ns of now_ns(), before anything else in it. Another moment takes the place of
+ * the last; UINT64_MAX: not any more. Exact to the kernel's timers, where a timeout of epoll_wait has 50 microseconds of slack. */
+void loop_tick_at(uint64_t at_ns, void (*tick)(void));
 /* line is called for each line on standard input after "go". End of input exits. */
 void loop_read_commands(void (*line)(char *line));
 
@@ -256,11 +259,12 @@ struct listen_line {
 struct job_line {
     char kind[16];
     size_t size;
-    unsigned count;
+    unsigned count, rate; /* rate: of each stream, in a second; 0: the next one when the last is back */
 };
 
 #define MAX_LISTEN_LINES 256
 #define MAX_JOBS 8
+#define MOST_PACED 1000000u /* pings of all streams of a job in a second */
 
 struct settings {
     struct listen_line listens[MAX_LISTEN_LINES]; /* listener: control channels; client: the one address it dials */

@@ -2,9 +2,10 @@
  *
  *   address HOST PORT TARGET [COUNT]   client: what to dial; listener: one entity and its number of control channels (repeats)
  *   header NAME: VALUE                 more head lines for what is dialled (not for rendezvous)
- *   job COUNT KIND SIZE                client: COUNT streams of sink, source, echo, ping, idle, join, stall or unread with messages of
+ *   job COUNT KIND SIZE [RATE]         client: COUNT streams of sink, source, echo, ping, idle, join, stall or unread with messages of
  *                                      SIZE bytes,
- *                                      or COUNT connections of http with request and response bodies of SIZE
+ *                                      or COUNT connections of http with request and response bodies of SIZE;
+ *                                      RATE pings of each stream in a second, where they are not to follow one another at once
  *   wrap                               client: what is dialled is a WebSocket gateway to TCP; each stream stands inside one more WebSocket
  *   watch PID                          client: a process whose CPU time is measured with the jobs
  *   warm SECONDS / seconds SECONDS     client: lengths of the phases
@@ -44,7 +45,7 @@ static char *copy(const char *text)
 static void read_setting(struct settings *s, char *line)
 {
     char host[64], target[3072], kind[16];
-    unsigned port, count = 1;
+    unsigned port, count = 1, rate = 0;
     size_t size;
     int pid;
     if (sscanf(line, "address %63s %u %3071s %u", host, &port, target, &count) >= 3) {
@@ -60,12 +61,14 @@ static void read_setting(struct settings *s, char *line)
         if (s->headers == NULL)
             fatal("out of memory");
         sprintf(s->headers + had, "%s\r\n", line + 7);
-    } else if (sscanf(line, "job %u %15s %zu", &count, kind, &size) == 3) {
+    } else if (sscanf(line, "job %u %15s %zu %u", &count, kind, &size, &rate) >= 3) {
         struct job_line *j = &s->jobs[s->job_count];
-        if (s->job_count++ == MAX_JOBS || count == 0 || size > MAX_MESSAGE_BYTES || (size == 0 && strcmp(kind, "http") != 0))
+        if (s->job_count++ == MAX_JOBS || count == 0 || size > MAX_MESSAGE_BYTES || (size == 0 && strcmp(kind, "http") != 0) ||
+            (rate > 0 && strcmp(kind, "ping") != 0) || (uint64_t)rate * count > MOST_PACED)
             fatal("a job that cannot be run");
         j->count = count;
         j->size = size;
+        j->rate = rate;
         strcpy(j->kind, kind);
     } else if (sscanf(line, "watch %d", &pid) == 1) {
         if (s->watched_count == MAX_WATCHED)

@@ -16,6 +16,7 @@
 #include <strings.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
+#include <sys/timerfd.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -24,8 +25,9 @@ static int epoll_fd;
 static uint8_t input[READ_BYTES];
 static void (*incoming_handler)(int fd);
 static void (*command_handler)(char *line);
-static struct conn acceptor_mark, command_mark; /* told apart from connections by address */
-static int acceptor_fd = -1;
+static struct conn acceptor_mark, command_mark, timer_mark; /* told apart from connections by address */
+static int acceptor_fd = -1, timer_fd = -1;
+static void (*tick_handler)(void);
 static struct conn *dropped[65536];
 static unsigned dropped_count;
 
@@ -76,6 +78,24 @@ static void watch(int fd, void *mark, uint32_t interest)
     struct epoll_event event = {.events = interest, .data.ptr = mark};
     if (epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &event) != 0)
         fatal("epoll_ctl: %s", strerror(errno));
+}
+
+void loop_tick_at(uint64_t at_ns, void (*tick)(void))
+{
+    struct itimerspec at = {0};
+    tick_handler = tick;
+    if (timer_fd < 0) {
+        if (at_ns == UINT64_MAX)
+            return;
+        timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
+        if (timer_fd < 0)
+            fatal("timerfd_create: %s", strerror(errno));
+        watch(timer_fd, &timer_mark, EPOLLIN);
+    }
+    if (at_ns != UINT64_MAX)
+        at.it_value = (struct timespec){(time_t)(at_ns / 1000000000u), (long)(at_ns % 1000000000u)};
+    if (timerfd_settime(timer_fd, TFD_TIMER_ABSTIME, &at, NULL) != 0)
+        fatal("timerfd_settime: %s", strerror(errno));
 }
 
 void loop_read_commands(void (*line)(char *line))
@@ -564,8 +584,13 @@ void loop_turn(int timeout_ms)
     int n = epoll_wait(epoll_fd, events, 256, timeout_ms);
     if (n < 0 && errno != EINTR)
         fatal("epoll_wait: %s", strerror(errno));
+    for (int i = 0; i < n; i++)
+        if (events[i].data.ptr == &timer_mark)
+            tick_handler();
     for (int i = 0; i < n; i++) {
         void *mark = events[i].data.ptr;
+        if (mark == &timer_mark)
+            continue;
         if (mark == &acceptor_mark)
             accept_all();
         else if (mark == &command_mark)

@@ -61,6 +61,12 @@ def test_jobs_beside_the_first_give_their_rate():
     assert figures["p50 µs"] == pytest.approx(1.0, rel=0.01)
 
 
+def test_paced_pings_tell_how_late_they_were_sent():
+    late = figures_of(result(kind="ping", latency=[[9_000, 100]], late=[[1_000, 98], [5_000, 2]]), under_test=1)
+    assert late["late p99 µs"] == pytest.approx(5.0, rel=0.01)
+    assert "late p99 µs" not in figures_of(result(kind="ping", latency=[[9_000, 100]]), under_test=1)
+
+
 def test_stalled_streams_are_in_no_rate_and_have_a_price():
     both = result()
     both["jobs"].append({"kind": "stall", "size": 1, "count": 8, "seconds": 9.0, "bytes": 1 << 30, "messages": 8})

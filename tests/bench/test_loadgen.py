@@ -1,6 +1,8 @@
 """The load generator itself, and a suite so small that it only shows that everything holds together."""
 
+import base64
 import contextlib
+import hashlib
 import json
 import socket
 import threading
@@ -39,10 +41,11 @@ def client(port, *settings):
         Job("echo", 65_535),
         Job("echo", 1 << 20),
         Job("ping", 64, count=20),
+        Job("ping", 64, count=20, rate=50),
         Job("join", 64, count=4),
         Job("idle", 64, count=3),
     ],
-    ids=lambda job: f"{job.kind}-{job.size}x{job.count}",
+    ids=lambda job: f"{job.kind}-{job.size}x{job.count}" + (f"@{job.rate}" if job.rate else ""),
 )
 def test_jobs_are_confirmed_byte_for_byte(job):
     workload = Workload("one", "", (job,), headline="MiB/s", shows=())
@@ -58,6 +61,61 @@ def test_two_jobs_run_side_by_side():
     with Stage("test") as stage:
         figures, _ = run_once(TOPOLOGIES["direct"].open(stage), workload, BRIEF)
     assert figures["beside MiB/s"] > 0
+
+
+def test_paced_pings_are_as_many_as_the_time_holds():
+    jobs = (Job("ping", 64, count=10, rate=20), Job("sink", 65_536), Job("ping", 100, rate=50))
+    with Stage("test") as stage:
+        route = TOPOLOGIES["direct"].open(stage)
+        client = Load("client", client_settings(route, jobs, warm_s=0.05, measured_s=0.2, limit_s=20))
+        with ending(client.process):
+            result = client.answer(20)
+            client.wait_ended(5)
+    many, _, one = result["jobs"]
+    for job, expected in ((many, 40), (one, 10)):
+        assert job["messages"] == expected
+        assert sum(count for _, count in job["late"]) == expected
+        assert sum(count for _, count in job["latency"]) == expected
+    assert (many["least_bytes"], many["most_bytes"]) == (4 * 64, 4 * 64)
+
+
+def echo_behind_the_last(pings, size):
+    """A server that keeps all echoes of one stream back until this many pings have come."""
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def serve():
+        with server, server.accept()[0] as connection, connection.makefile("rb") as incoming:
+            lines = dict(line.split(b": ", 1) for line in iter(incoming.readline, b"\r\n") if b": " in line)
+            key = lines[b"Sec-WebSocket-Key"].strip() + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+            accept = base64.b64encode(hashlib.sha1(key).digest())
+            connection.sendall(
+                b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n"
+            )
+            assert len(incoming.read(2 + 4 + len("echo"))) == 10
+            echoes = b""
+            for _ in range(pings):
+                frame = incoming.read(2 + 4 + size)
+                payload = bytes(byte ^ frame[2 + at % 4] for at, byte in enumerate(frame[6:]))
+                echoes += bytes((0x82, size)) + payload
+            connection.sendall(echoes)
+            incoming.read(1)  # its Close
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    return server.getsockname()[1], thread
+
+
+def test_latency_of_paced_pings_counts_from_their_moments_whatever_became_of_those_before():
+    port, thread = echo_behind_the_last(20, 64)
+    with client(port, "job 1 ping 64 200", "warm 0", "seconds 0.1") as load:
+        (job,) = load.answer(10)["jobs"]
+        load.wait_ended(5)
+    thread.join(5)
+    found = sorted(ns for ns, count in job["latency"] for _ in range(count))
+    assert len(found) == 20
+    for at, ns in enumerate(found):  # the last is sent at 95 ms, and no echo comes before
+        assert ns >= at * 5e6 * (1 - 1 / 64)
 
 
 def test_stalled_streams_wait_for_the_others_and_then_deliver_everything():
@@ -133,7 +191,16 @@ def test_nobody_there():
 
 
 @pytest.mark.parametrize(
-    "line", ["job 1 nonsense 64", "job 0 ping 64", "job 1 ping 99999999", "nonsense", "address x 1 /"]
+    "line",
+    [
+        "job 1 nonsense 64",
+        "job 0 ping 64",
+        "job 1 ping 99999999",
+        "job 1 sink 64 5",
+        "job 1000 ping 64 1001",
+        "nonsense",
+        "address x 1 /",
+    ],
 )
 def test_settings_are_checked(line):
     with client(1, line) as load, pytest.raises(BenchError):

@@ -50,6 +50,17 @@ def test_the_digest_has_a_line_per_workload_and_leaves_out_the_price_of_nothing(
     assert costs.splitlines()[2].split() == ["|", "bulk", "|", "CPU", "µs/message", "|", "7.00", "|"]
 
 
+def test_added_time_is_told_of_those_workloads_that_show_it():
+    paced = Workload("paced", "", (Job("ping", 64, rate=5),), headline="p99 µs", shows=("added p99 µs",))
+    runs = [run("direct", 0, 100.0, **{"p99 µs": 30.0}), run("ours", 0, 50.0, **{"p99 µs": 70.0})]
+    runs += [Run("paced", each.topology, 0, figures=each.figures) for each in runs]
+    text = digest([BULK, paced], summarise(runs, [BULK, paced], ["direct", "ours"]))
+    added = text.split("\n\n")[-1].splitlines()
+    assert "p99 more than direct" in added[0]
+    assert [line.split()[1] for line in added[2:]] == ["paced"]
+    assert added[2].split()[-2] == "40.0"
+
+
 def test_a_starved_process_is_marked_so():
     runs = [run("direct", 0, 100.0, busy=0.0), run("ours", 0, 50.0, busy=0.4, starved=0.5)]
     text = workload_table(BULK, summarise(runs, [BULK], ["direct", "ours"]), PACE)
