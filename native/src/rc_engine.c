@@ -31,7 +31,7 @@
  *    writes to the eventfd, and the caller clears it when it has found nothing more, and then looks once again: no wake-up is
  *    lost, a hundred completions cost one, and the eventfd stays readable while the caller leaves some for later.
  */
-#define _DEFAULT_SOURCE
+#define _GNU_SOURCE /* pthread_setname_np */
 #include "rc_engine.h"
 
 #if RC_ENGINE_AVAILABLE
@@ -281,6 +281,8 @@ static int open_thread(struct rc_engine *engine, struct thread *thread, uint32_t
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     thread->is_started = pthread_create(&thread->id, NULL, run, thread) == 0;
+    if (thread->is_started)
+        pthread_setname_np(thread->id, "rc_engine"); /* for top -H, perf and the like */
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     return thread->is_started ? RC_OK : RC_ENOMEM;
 }

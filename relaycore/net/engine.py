@@ -15,10 +15,11 @@ Theory of operation
 
       cancelled while parked: cancel ▶ let go at once ─────────────▶ reschedule with the cancellation
 
-A descriptor never has two owners: a parked task is woken by nothing but its own completion, so whoever cancels it waits
-for C to let go. That takes one round of a thread, which never blocks. The task that takes completions is shielded
-for the same reason, and ends last. Nor may a KeyboardInterrupt come between a submission and its parking, or between a
-token and its task; Trio keeps it away from what is marked so.
+A descriptor never has two owners: a parked task is woken by nothing but its own completion, so whoever cancels it
+waits for C to let go. That takes one round of a thread, which never blocks. The task that takes completions is out of
+the reach of such a cancellation for the same reason: Trio has it run beside the main task. Nor may a
+KeyboardInterrupt come between a submission and its parking, or between a token and its task; Trio keeps it away from
+what is marked so.
 """
 
 from __future__ import annotations
@@ -227,16 +228,15 @@ async def open_engine(
       MemoryError: memory, descriptors or threads were refused.
     """
     engine = _start(threads, buffers, buffer_bytes)
+    scope = trio.CancelScope()
+    # Whoever is cancelled in the block waits for its completion; so who brings that must not be cancelled with it. And
+    # a nursery here would wrap what the block raises.
+    trio.lowlevel.spawn_system_task(engine.watch, scope)
     try:
-        async with trio.open_nursery() as nursery:
-            # Whoever is cancelled below waits for its completion; so who brings that must not be cancelled before.
-            scope = trio.CancelScope(shield=True)
-            nursery.start_soon(engine.watch, scope)
-            try:
-                yield engine
-            finally:
-                scope.cancel()
+        await trio.lowlevel.checkpoint()
+        yield engine
     finally:
+        scope.cancel()
         engine.shut()
 
 
