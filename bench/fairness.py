@@ -35,7 +35,7 @@ WORKLOADS = (
     ),
     Workload(
         "paced-ping-beside-bulk",
-        "one stream that sends 1000 echoes of 64 bytes a second, while another carries 64 KiB messages as fast as they go",
+        "one stream of 1000 echoes of 64 bytes a second, while another carries 64 KiB messages as fast as they go",
         (Job("ping", 64, rate=1_000), Job("sink", 65_536)),
         headline="p99 µs",
         shows=_PACED,
