@@ -1,12 +1,14 @@
 """``python -m bench.gate``: fail a change that makes the relay slower than ``baseline.json`` says, beyond noise.
 
 It compares ratios of runs seconds apart, the engine beside a direct connection, the Trio mover and a naive relay, and
-counts that are exact. What stands near its limit is measured again; nothing fails on few rounds. See README.md.
+counts that are exact; and it holds the engine to promises, whose limits no baseline moves. What stands near its limit
+is measured again; nothing fails on few rounds. See README.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import statistics
@@ -20,24 +22,29 @@ from typing import Any
 from . import fairness, latency, throughput
 from .arguments import count, output_file
 from .counts import Counts, count_everything
-from .figures import is_lower_better
+from .figures import Figures, is_lower_better
 from .loadgen import Route, build
 from .machine import describe
 from .network import separate
 from .processes import BenchError
 from .report import table
-from .suite import Pace, opened, run_once
+from .suite import Pace, isolated_run, opened, run_once
 from .topologies import TOPOLOGIES
 from .verdicts import (
     ENOUGH_ROUNDS,
     FEWEST_ROUNDS,
-    LOOSE_TOLERANCE,
+    LOOSEST_TOLERANCE,
     Bound,
     Line,
+    Promise,
     Verdict,
     count_lines,
+    judge_promise,
     judge_ratio,
+    own_delay,
+    promise_lines,
     ratio_lines,
+    split_loose,
 )
 from .workload import Workload
 
@@ -45,11 +52,20 @@ BASELINE = Path(__file__).parent / "baseline.json"
 
 PACE = Pace(rounds=FEWEST_ROUNDS, warm_s=0.05, measured_s=0.25, lead_s=0.05)
 
+PROMISE_PACE = Pace(rounds=FEWEST_ROUNDS, warm_s=0.05, measured_s=0.5, lead_s=0.05)
+"""A p99 of 1000 pings a second needs more than a quarter of one."""
+
+STALLED_PACE = dataclasses.replace(PROMISE_PACE, lead_s=0.5)
+"""Stuck streams need the lead to be full before anything is measured."""
+
 BUDGET_S = 75.0
 """After this no further round begins."""
 
 CALM = 0.3
 """Cores that other work may take during a run. Beyond it only CPU time still says something of a process."""
+
+STARVED = 0.05
+"""Share of the time that the process under test may be ready and wait for its core, where promises are judged."""
 
 OURS = "relay-engine"
 
@@ -80,7 +96,7 @@ class Comparison:
         return not self.figure.startswith("CPU")
 
 
-_HEADLINES = ("bulk-64k", "bulk-128", "pairs-64", "ping-64", "ping-beside-bulk")
+_HEADLINES = ("bulk-64k", "bulk-128", "pairs-64", "ping-64")
 _COSTS = {"bulk-64k": "CPU s/GiB", "bulk-128": "CPU µs/message", "pairs-64": "CPU µs/message"}
 """CPU time of the process under test: what other work on the machine changes least."""
 
@@ -97,7 +113,48 @@ COMPARISONS = (
     ),
 )
 
+TWINS = {
+    Comparison(_WORKLOADS[name], _WORKLOADS[name].headline, base).name: Comparison(_WORKLOADS[name], cost, base).name
+    for name, cost in _COSTS.items()
+    for base in ("relay-trio", "naive")
+}
+"""By name of a ratio of rates, that of CPU time which sees the same loss; see :func:`verdicts.split_loose`."""
+
+
+@dataclass(frozen=True)
+class Promised:
+    """A figure of :data:`OURS` that is held to a fixed limit.
+
+    Args:
+      beside_direct: what counts is :func:`verdicts.own_delay`, by a direct run in the same round.
+      needs_calm: rounds in which other work took the machine do not count.
+    """
+
+    workload: Workload
+    figure: str
+    promise: Promise
+    beside_direct: bool = False
+    needs_calm: bool = True
+
+    @property
+    def name(self) -> str:
+        return f"{self.workload.name}, {self.figure}{', own' if self.beside_direct else ''}"
+
+
+_SHARES, _STALLED = _WORKLOADS["bulk-64k-x8"], _WORKLOADS["bulk-64k-beside-stalled"]
+
+PROMISES = (
+    Promised(_SHARES, "least share", Promise(0.9, at_most=False, near=0.03)),
+    Promised(_SHARES, "most share", Promise(1.1, at_most=True, near=0.03)),
+    Promised(_WORKLOADS["paced-ping-beside-bulk"], "p99 µs", Promise(300, at_most=True), beside_direct=True),
+    Promised(_WORKLOADS["paced-100-beside-bulk"], "p99 µs", Promise(1_000, at_most=True), beside_direct=True),
+    Promised(_STALLED, "KiB/stalled", Promise(256, at_most=True), needs_calm=False),
+    Promised(_STALLED, "kept", Promise(0.95, at_most=False, near=0.02)),
+    Promised(_STALLED, "kept by CPU", Promise(0.95, at_most=False, near=0.02)),
+)
+
 Ratios = dict[str, list[float]]
+"""By name, one value for each round that counts: of ratios, and of promised figures."""
 
 
 def say(text: str) -> None:
@@ -107,9 +164,9 @@ def say(text: str) -> None:
 
 @dataclass(frozen=True)
 class Found:
-    """A ratio of one round, and whether the machine was calm enough for it to count."""
+    """A ratio or figure of one round, and whether the machine was calm enough for it to count."""
 
-    ratio: float
+    value: float
     calm: bool
 
 
@@ -137,37 +194,84 @@ def measure_round(routes: Mapping[str, Route], wanted: Collection[Comparison], *
     return found
 
 
-def measure(bounds: Mapping[str, Bound], budget_s: float, *, calm_only: bool = True) -> Ratios:
-    """Rounds until every ratio is settled or the time is over: all of them first, then those near their limits.
+def measure_promised(routes: Mapping[str, Route], wanted: Collection[Promised], *, backwards: bool) -> dict[str, Found]:
+    """One round of the figures that are promised; the other order as in :func:`measure_round`."""
+    found: dict[str, Found] = {}
+    for workload in dict.fromkeys(each.workload for each in wanted):
+        here = [each for each in wanted if each.workload == workload]
+        names = [name for name in routes if name == OURS or (name == "direct" and any(p.beside_direct for p in here))]
+        figures: dict[str, Figures] = {}
+        foreign = 0.0
+        for name in reversed(names) if backwards else names:
+            measured = isolated_run(TOPOLOGIES[name]) if workload.isolates else run_once
+            pace = STALLED_PACE if workload.isolates else PROMISE_PACE
+            try:
+                figures[name], other = measured(routes[name], workload, pace)
+                foreign = max(foreign, other)
+            except BenchError as error:
+                say(f"{workload.name} on {name} failed: {error}")
+        ours = figures.get(OURS, {})
+        for each in here:
+            value, direct = ours.get(each.figure), figures.get("direct", {}).get(each.figure)
+            if value is None or (each.beside_direct and direct is None):
+                continue
+            calm = foreign <= CALM and ours.get("starved", 0.0) <= STARVED
+            counted = own_delay(value, direct) if each.beside_direct and direct is not None else value
+            found[each.name] = Found(counted, calm or not each.needs_calm)
+    return found
+
+
+def measure(
+    bounds: Mapping[str, Bound],
+    budget_s: float,
+    *,
+    compared: Sequence[Comparison] = COMPARISONS,
+    promised: Sequence[Promised] = PROMISES,
+    calm_only: bool = True,
+) -> Ratios:
+    """Rounds until everything is settled or the time is over: all of it first, then what stands near its limit.
 
     Args:
       calm_only: leave out rounds in which other work took the machine.
 
-    Returns: ratios by name, without those that could not be measured; with an empty list for those that were measured,
+    Returns: values by name, without those that could not be measured; with an empty list for those that were measured,
     but never in a calm round.
     """
     deadline = time.monotonic() + budget_s
     ratios: Ratios = {}
-    wanted: Sequence[Comparison] = COMPARISONS
+    wanted, owed = compared, promised
     topologies = [TOPOLOGIES[name] for name in ("direct", OURS, "relay-trio", "naive")]
     with opened(topologies, say) as routes:
         for number in range(2 * ENOUGH_ROUNDS):
             started = time.monotonic()
-            for name, found in measure_round(routes, wanted, backwards=number % 2 == 1).items():
-                ratios.setdefault(name, []).extend([found.ratio] if found.calm or not calm_only else [])
+            backwards = number % 2 == 1
+            round_found = measure_round(routes, wanted, backwards=backwards)
+            round_found.update(measure_promised(routes, owed, backwards=backwards))
+            for name, found in round_found.items():
+                ratios.setdefault(name, []).extend([found.value] if found.calm or not calm_only else [])
             if number + 1 < FEWEST_ROUNDS:
                 continue
             wanted = [
                 each for each in wanted if judge_ratio(ratios.get(each.name), bounds.get(each.name)) is Verdict.MORE
             ]
-            if not wanted or time.monotonic() + (time.monotonic() - started) > deadline:
+            owed = [each for each in owed if judge_promise(ratios.get(each.name), each.promise) is Verdict.MORE]
+            if not (wanted or owed) or time.monotonic() + (time.monotonic() - started) > deadline:
                 break
-            say(f"round {number + 1}: {len(wanted)} ratios are not settled and measured again")
+            say(f"round {number + 1}: {len(wanted)} ratios, {len(owed)} promises are not settled and measured again")
     return ratios
 
 
-def read_baseline(path: Path) -> tuple[dict[str, Bound], Counts]:
-    """Bounds of ratios, and counts.
+@dataclass(frozen=True)
+class Baseline:
+    """What was recorded: bounds of ratios, names of ratios that strayed too far to be gated, and counts."""
+
+    bounds: dict[str, Bound]
+    left_out: frozenset[str]
+    counts: Counts
+
+
+def read_baseline(path: Path) -> Baseline:
+    """What :func:`record` wrote.
 
     Raises:
       BenchError: there is none, or it is no baseline.
@@ -177,12 +281,15 @@ def read_baseline(path: Path) -> tuple[dict[str, Bound], Counts]:
         bounds = {name: Bound(float(each["median"]), float(each["limit"])) for name, each in document["ratios"].items()}
         if not all(0 < each < math.inf for bound in bounds.values() for each in (bound.median, bound.limit)):
             raise ValueError("a ratio or its limit is no number above 0")
+        left_out = frozenset(document.get("left out", {}))
+        if not left_out <= TWINS.keys() or not all(TWINS[name] in bounds for name in left_out):
+            raise ValueError("a ratio is left out that nothing stands in for")
         counts = {name: int(value) for name, value in document["counts"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BenchError(
             f"{path.name} cannot be used ({type(error).__name__}: {error}); --record writes one"
         ) from error
-    return bounds, counts
+    return Baseline(bounds, left_out, counts)
 
 
 def record(path: Path, times: int) -> None:
@@ -191,30 +298,35 @@ def record(path: Path, times: int) -> None:
     remarks = {name: text for name, text in describe(()).items() if name in REMARKS}
     for number in range(times):
         say(f"recording {number + 1} of {times}")
-        for name, ratios in measure({}, 0.0, calm_only=False).items():
+        for name, ratios in measure({}, 0.0, promised=(), calm_only=False).items():
             medians.setdefault(name, []).append(statistics.median(ratios))
     lower = {each.name: each.lower_is_better for each in COMPARISONS}
-    bounds = {name: Bound.of(found, lower_is_better=lower[name]) for name, found in medians.items()}
+    needed = {name: Bound.of(found, lower_is_better=lower[name]) for name, found in medians.items()}
+    bounds, left_out = split_loose(needed, TWINS)
     document: dict[str, Any] = {
         "remark": f"Written by `python -m bench.gate --record {times}`: medians of {times} recordings, and how bad"
         " each may become. Ratios are engine over the other.",
         "machine": remarks,
-        "ratios": {
-            name: {"median": float(f"{bound.median:.4g}"), "limit": float(f"{bound.limit:.4g}")}
-            for name, bound in bounds.items()
-        },
+        "ratios": {name: _entry(bound) for name, bound in bounds.items()},
+        "left out": {name: _entry(bound) for name, bound in left_out.items()},
         "counts": count_everything(),
     }
     path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-    for name, bound in bounds.items():
-        if bound.tolerance > LOOSE_TOLERANCE:
-            say(f"loose: {name} may become {math.exp(bound.tolerance):.1f} times as bad; record on a quieter machine")
+    for name, bound in needed.items():
+        if bound.is_loose:
+            done = f"left out for {TWINS[name]}" if name in left_out else f"drawn in to {math.exp(LOOSEST_TOLERANCE):g}"
+            say(f"loose: {name} asks for {math.exp(bound.tolerance):.1f} times as bad, {done}")
     say(f"{path.name} is written: read the difference before it is committed")
+
+
+def _entry(bound: Bound) -> dict[str, float]:
+    return {"median": float(f"{bound.median:.4g}"), "limit": float(f"{bound.limit:.4g}")}
 
 
 ADVICE = """\
 What to do about a ratio: `python -m bench.gate` once more on a quiet machine. `python -m bench profile --workloads W`
 shows where the time goes; `git bisect run` takes this program. About a count: bench/counts.py says what is counted.
+A promise has no baseline: what breaks it is mended, or the promise is taken back, in README.md too.
 Where the loss is meant: `python -m bench.gate --record 10`, commit baseline.json, say in the commit what it buys."""
 
 
@@ -240,9 +352,17 @@ def check(path: Path, budget_s: float) -> list[Line]:
     Raises:
       BenchError: no baseline, or nothing can be measured.
     """
-    bounds, recorded = read_baseline(path)
+    baseline = read_baseline(path)
     counts = count_everything()
-    return [*count_lines(counts, recorded), *ratio_lines(measure(bounds, budget_s), bounds)]
+    compared = [each for each in COMPARISONS if each.name not in baseline.left_out]
+    found = measure(baseline.bounds, budget_s, compared=compared)
+    promises = {each.name: each.promise for each in PROMISES}
+    ratios = {name: values for name, values in found.items() if name not in promises}
+    return [
+        *promise_lines(found, promises),
+        *count_lines(counts, baseline.counts),
+        *ratio_lines(ratios, baseline.bounds),
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -157,7 +157,7 @@ def run_suite(
         for number in range(pace.rounds):
             for workload in workloads:
                 for each in (each for each in topologies if workload.carried in each.carries):
-                    attempt(workload, each, number, _isolated_run(each) if workload.isolates else run_once)
+                    attempt(workload, each, number, isolated_run(each) if workload.isolates else run_once)
             say(f"round {number + 1} of {pace.rounds} done")
         if found := counter():
             tool, counting = found
@@ -174,7 +174,7 @@ def run_suite(
 Measure = Callable[[Route, Workload, Pace], tuple[Figures, float]]
 
 
-def _isolated_run(topology: Topology) -> Measure:
+def isolated_run(topology: Topology) -> Measure:
     """A run on processes that have not seen another workload, whose memory it could hide in."""
 
     def measure(_: Route, workload: Workload, pace: Pace) -> tuple[Figures, float]:

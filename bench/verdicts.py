@@ -1,4 +1,4 @@
-"""What the gate decides, from ratios and counts and a baseline. Pure.
+"""What the gate decides, from ratios, counts and a baseline, and from promises, which need none. Pure.
 
 A ratio is of two runs of the same round, seconds apart: machines switch between fast and slow phases, and take both
 runs along. Single ratios still stray, so the median of several decides, and whoever stands near the limit is measured
@@ -25,8 +25,8 @@ NEAR = 0.08
 SMALLEST_TOLERANCE = 0.15
 """The least that a ratio may lose, as a natural logarithm: what a fresh build or another day changes by itself."""
 
-LOOSE_TOLERANCE = 0.35
-"""A ratio that may lose more was recorded on a machine too busy to record."""
+LOOSEST_TOLERANCE = math.log(1.6)
+"""No ratio may lose more: one that strays further says nothing, or was recorded on a machine too busy to record."""
 
 SPREAD_FACTOR = 1.5
 """How much further than the worst measured median the limit stands: a few recordings do not find the worst."""
@@ -71,6 +71,15 @@ class Bound:
         distance = math.log(ratio / self.limit)
         return -distance if self.lower_is_better else distance
 
+    @property
+    def is_loose(self) -> bool:
+        return self.tolerance > LOOSEST_TOLERANCE
+
+    def clamped(self) -> Bound:
+        """This bound, or the loosest that is still one."""
+        tolerance = min(self.tolerance, LOOSEST_TOLERANCE)
+        return Bound(self.median, self.median * math.exp(tolerance if self.lower_is_better else -tolerance))
+
     @classmethod
     def of(cls, medians: Sequence[float], *, lower_is_better: bool) -> Bound:
         """The bound that recorded medians ask for: beyond the worst of them, by :data:`SPREAD_FACTOR`."""
@@ -78,6 +87,50 @@ class Bound:
         worst = max(medians) if lower_is_better else min(medians)
         tolerance = max(SMALLEST_TOLERANCE, SPREAD_FACTOR * abs(math.log(worst / middle)))
         return cls(middle, middle * math.exp(tolerance if lower_is_better else -tolerance))
+
+
+@dataclass(frozen=True)
+class Promise:
+    """A limit that no baseline moves. What is exactly at it keeps it.
+
+    Args:
+      at_most: the figure may not be above the limit; otherwise not below it.
+      near: share of the limit within which a median is measured again.
+    """
+
+    limit: float
+    at_most: bool
+    near: float = NEAR
+
+    def headroom(self, value: float) -> float:
+        """How far a figure is from the limit, in shares of the limit; negative beyond it. Figures may be below 0."""
+        distance = value / self.limit - 1
+        return -distance if self.at_most else distance
+
+
+def own_delay(relayed: float, direct: float) -> float:
+    """What of a delay is the relay's: the smaller of the delay, and the delay less that with nothing in between.
+
+    Load and far end share a core with the sender that saturates it, so a ping waits for them without any relay too.
+    """
+    return min(relayed, relayed - direct)
+
+
+def split_loose(bounds: Mapping[str, Bound], twins: Mapping[str, str]) -> tuple[dict[str, Bound], dict[str, Bound]]:
+    """What to gate, and what to leave out because its limit would be too wide to mean anything.
+
+    Args:
+      twins: by name of a ratio, that of the steadier one which sees the same loss.
+
+    Returns: bounds that are gated, and those left out. A loose one is left out where its twin is gated and is not loose
+    itself; otherwise its limit is drawn in, so that what only it sees stays gated.
+    """
+    left_out = {
+        name: bound
+        for name, bound in bounds.items()
+        if bound.is_loose and (twin := bounds.get(twins.get(name, ""))) is not None and not twin.is_loose
+    }
+    return {name: bound.clamped() for name, bound in bounds.items() if name not in left_out}, left_out
 
 
 def judge_ratio(ratios: Sequence[float] | None, bound: Bound | None) -> Verdict:
@@ -99,6 +152,24 @@ def judge_ratio(ratios: Sequence[float] | None, bound: Bound | None) -> Verdict:
     if headroom >= NEAR:
         return Verdict.PASS
     if len(ratios) < ENOUGH_ROUNDS:
+        return Verdict.MORE
+    return Verdict.PASS if headroom >= 0 else Verdict.FAIL
+
+
+def judge_promise(values: Sequence[float] | None, promise: Promise) -> Verdict:
+    """What rounds say about a promise.
+
+    Args:
+      values: one for each round that counts, perhaps none so far; None when it cannot be measured.
+    """
+    if values is None:
+        return Verdict.MISSING
+    if len(values) < FEWEST_ROUNDS:
+        return Verdict.MORE
+    headroom = promise.headroom(statistics.median(values))
+    if headroom >= promise.near:
+        return Verdict.PASS
+    if len(values) < ENOUGH_ROUNDS:
         return Verdict.MORE
     return Verdict.PASS if headroom >= 0 else Verdict.FAIL
 
@@ -126,12 +197,26 @@ class Line:
     verdict: Verdict
 
 
+def _now(found: Sequence[float] | None) -> str:
+    return f"{statistics.median(found):.3g} ({min(found):.3g} .. {max(found):.3g}; {len(found)})" if found else "-"
+
+
+def promise_lines(values: Mapping[str, Sequence[float]], promises: Mapping[str, Promise]) -> list[Line]:
+    """A line for every promise, measured or not."""
+    lines = []
+    for name, promise in promises.items():
+        found = values.get(name)
+        limit = f"{'at most' if promise.at_most else 'at least'} {promise.limit:g}"
+        lines.append(Line(name, _now(found), "promise", limit, "", judge_promise(found, promise)))
+    return lines
+
+
 def ratio_lines(ratios: Mapping[str, Sequence[float]], bounds: Mapping[str, Bound]) -> list[Line]:
     """A line for every ratio that was measured or recorded."""
     lines = []
     for name in [*ratios, *(name for name in bounds if name not in ratios)]:
         found, bound = ratios.get(name), bounds.get(name)
-        now = f"{statistics.median(found):.3g} ({min(found):.3g} .. {max(found):.3g}; {len(found)})" if found else "-"
+        now = _now(found)
         change = f"{statistics.median(found) / bound.median - 1:+.0%}" if found and bound else ""
         baseline, limit = (f"{bound.median:.3g}", f"{bound.limit:.3g}") if bound else ("-", "-")
         lines.append(Line(name, now, baseline, limit, change, judge_ratio(found, bound)))

@@ -5,14 +5,20 @@ import pytest
 from bench.verdicts import (
     ENOUGH_ROUNDS,
     FEWEST_ROUNDS,
+    LOOSEST_TOLERANCE,
     NEAR,
     SMALLEST_TOLERANCE,
     Bound,
+    Promise,
     Verdict,
     count_lines,
     judge_count,
+    judge_promise,
     judge_ratio,
+    own_delay,
+    promise_lines,
     ratio_lines,
+    split_loose,
 )
 
 HIGHER = Bound(median=1.0, limit=0.8)
@@ -97,3 +103,51 @@ def test_lines_name_what_is_worse_by_how_much():
     assert (lines["a"].verdict, lines["a"].change) == (Verdict.FAIL, "+1")
     assert lines["new"].verdict is Verdict.NEW
     assert lines["gone"].verdict is Verdict.MISSING
+
+
+AT_MOST, AT_LEAST = Promise(300.0, at_most=True), Promise(0.9, at_most=False, near=0.03)
+
+
+@pytest.mark.parametrize(
+    ("promise", "good", "near", "bad"), [(AT_MOST, 200.0, 299.0, 301.0), (AT_LEAST, 0.99, 0.91, 0.89)]
+)
+def test_a_promise_is_kept_broken_or_measured_again(promise, good, near, bad):
+    assert judge_promise([good] * FEWEST_ROUNDS, promise) is Verdict.PASS
+    assert judge_promise([near] * FEWEST_ROUNDS, promise) is Verdict.MORE
+    assert judge_promise([near] * ENOUGH_ROUNDS, promise) is Verdict.PASS
+    assert judge_promise([bad] * (ENOUGH_ROUNDS - 1), promise) is Verdict.MORE
+    assert judge_promise([bad] * ENOUGH_ROUNDS, promise) is Verdict.FAIL
+    assert judge_promise([good, bad, bad, good, bad, bad, good], promise) is Verdict.FAIL
+    assert judge_promise([good, bad, bad, good, good, bad, good], promise) is not Verdict.FAIL
+    assert judge_promise([], promise) is Verdict.MORE
+    assert judge_promise(None, promise) is Verdict.MISSING
+
+
+def test_what_is_exactly_at_its_limit_keeps_the_promise():
+    assert judge_promise([300.0] * ENOUGH_ROUNDS, AT_MOST) is Verdict.PASS
+    assert judge_promise([0.9] * ENOUGH_ROUNDS, AT_LEAST) is Verdict.PASS
+
+
+def test_a_delay_is_the_relays_own_less_what_is_there_without_it():
+    assert own_delay(900.0, 700.0) == 200.0
+    assert own_delay(200.0, 700.0) == -500.0
+    assert own_delay(200.0, 0.0) == 200.0
+    assert judge_promise([own_delay(200.0, 700.0)] * FEWEST_ROUNDS, AT_MOST) is Verdict.PASS
+
+
+def test_a_line_of_a_promise_names_its_limit():
+    lines = {line.name: line for line in promise_lines({"a": [400.0] * 7}, {"a": AT_MOST, "gone": AT_LEAST})}
+    assert (lines["a"].limit, lines["a"].verdict) == ("at most 300", Verdict.FAIL)
+    assert (lines["gone"].limit, lines["gone"].verdict) == ("at least 0.9", Verdict.MISSING)
+
+
+def test_a_loose_bound_is_left_out_for_a_twin_that_is_not_or_drawn_in():
+    tight, loose, slow = Bound(1.0, 0.8), Bound(1.0, 0.5), Bound(2.0, 20.0)
+    bounds = {"a": loose, "cost a": tight, "b": loose, "cost b": slow, "c": loose, "d": tight, "cost d": tight}
+    kept, left_out = split_loose(bounds, {"a": "cost a", "b": "cost b", "d": "cost d"})
+    assert left_out == {"a": loose}
+    assert set(kept) == set(bounds) - {"a"}
+    assert kept["d"].limit == pytest.approx(0.8)
+    assert kept["b"].limit == kept["c"].limit == pytest.approx(1 / 1.6)
+    assert kept["cost b"].limit == pytest.approx(2 * 1.6)
+    assert all(bound.tolerance <= LOOSEST_TOLERANCE + 1e-9 for bound in kept.values())
