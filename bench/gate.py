@@ -146,7 +146,7 @@ _SHARES, _STALLED = _WORKLOADS["bulk-64k-x8"], _WORKLOADS["bulk-64k-beside-stall
 PROMISES = (
     Promised(_SHARES, "least share", Promise(0.9, at_most=False, near=0.03)),
     Promised(_SHARES, "most share", Promise(1.1, at_most=True, near=0.03)),
-    Promised(_WORKLOADS["paced-ping-beside-bulk"], "p99 µs", Promise(300, at_most=True), beside_direct=True),
+    Promised(_WORKLOADS["ping-beside-bulk"], "p99 µs", Promise(300, at_most=True), beside_direct=True),
     Promised(_WORKLOADS["paced-100-beside-bulk"], "p99 µs", Promise(1_000, at_most=True), beside_direct=True),
     Promised(_STALLED, "KiB/stalled", Promise(256, at_most=True), needs_calm=False),
     Promised(_STALLED, "kept", Promise(0.95, at_most=False, near=0.02)),

@@ -235,16 +235,16 @@ def test_while_the_relay_waited_for_its_core_no_promise_of_speed_is_judged(machi
 
 
 def test_a_promise_that_cannot_be_measured_fails(machine, baseline):
-    machine.broken = (("paced-ping-beside-bulk", "direct"), ("bulk-64k-x8", OURS))
+    machine.broken = (("paced-100-beside-bulk", "direct"), ("bulk-64k-x8", OURS))
     lines = [line for line in check(baseline, 60.0) if line.verdict is Verdict.MISSING]
-    assert [line.name.split(",")[0] for line in lines] == ["bulk-64k-x8"] * 2 + ["paced-ping-beside-bulk"]
+    assert [line.name.split(",")[0] for line in lines] == ["bulk-64k-x8"] * 2 + ["paced-100-beside-bulk"]
 
 
 def test_only_delays_are_set_beside_a_direct_run_and_rounds_go_there_and_back(machine):
     routes = {name: Route("127.0.0.1", 1, name, (), ()) for name in NAMES}
     measure_promised(routes, PROMISES, backwards=True)
-    paced = [run for run in machine.runs if run[0] == "paced-ping-beside-bulk"]
-    assert paced == [("paced-ping-beside-bulk", OURS), ("paced-ping-beside-bulk", "direct")]
+    paced = [run for run in machine.runs if run[0] == "paced-100-beside-bulk"]
+    assert paced == [("paced-100-beside-bulk", OURS), ("paced-100-beside-bulk", "direct")]
     assert {name for workload, name in machine.runs if workload.startswith("bulk")} == {OURS}
 
 
