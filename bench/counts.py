@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import trio
+import trio.testing
 
 from relaycore._native import Engine, EngineStatistics, Job, Session, encode_frame, engine_is_available
 from relaycore._native import engine as native_engine
@@ -231,6 +232,7 @@ async def _crossings(messages: int) -> int:
                 link.close()
 
         async with open_engine(threads=1, buffers=8) as engine:
+            await trio.testing.wait_all_tasks_blocked()  # the engine's own task has asked for its descriptor
             with _counted_crossings() as counting:
                 legs = [
                     SessionLeg(LegKind.WS_SERVER, trio.SocketStream(trio.socket.from_stdlib_socket(leg.dup())))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 THREADS_MAX: Final = lib.RC_ENGINE_THREADS_MAX
 
-_BATCH: Final = 64
+BATCH: Final = 64
 """Tokens taken in one crossing."""
 
 _LIMIT_MS: Final = (1 << 32) - 1
@@ -180,7 +180,7 @@ class Engine:
         self._handle = handle
         self._is_shut = False
         self._engine = ffi.gc(handle[0], lib.rc_engine_free)
-        self._tokens = ffi.new("uint64_t[]", _BATCH)
+        self._tokens = ffi.new("uint64_t[]", BATCH)
         self._statistics = ffi.new("struct rc_engine_statistics *")
 
     def fileno(self) -> int:
@@ -215,7 +215,7 @@ class Engine:
 
     def completions(self) -> list[int]:
         """Tokens of jobs that have ended, in that order; at most 64, and fewer only when there are no more."""
-        return ffi.unpack(self._tokens, lib.rc_engine_completions(self._engine, self._tokens, _BATCH))
+        return ffi.unpack(self._tokens, lib.rc_engine_completions(self._engine, self._tokens, BATCH))
 
     def statistics(self) -> EngineStatistics:
         """Counters of all threads together."""

@@ -33,7 +33,7 @@ import trio
 
 from .._native import Engine as Native
 from .._native import EngineEnd, EngineStatistics, Job, engine_is_available
-from .._native.engine import THREADS_MAX
+from .._native.engine import BATCH, THREADS_MAX
 from .session import EndReason, Session, SessionResult
 
 __all__ = ["Engine", "EngineStatistics", "engine_is_available", "open_engine", "shared_engine"]
@@ -189,7 +189,10 @@ class Engine:
 
     def take_completions(self) -> None:
         """Wake the tasks of sessions that have ended."""
-        while tokens := self._native.completions():
+        is_more = True
+        while is_more:
+            tokens = self._native.completions()
+            is_more = len(tokens) == BATCH
             for token in tokens:
                 self._running.pop(token).wake()
 

@@ -36,7 +36,7 @@ def test_python_keeps_nothing_for_bytes_that_the_engine_moves():
 def test_messages_never_cross_into_python():
     counts = crossings()
     assert counts["crossings for 190 more messages"] == 0
-    assert counts["crossings per session"] == 7
+    assert counts["crossings per session"] == 5
 
 
 def test_every_part_is_counted():
