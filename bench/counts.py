@@ -249,7 +249,8 @@ async def _crossings(messages: int) -> int:
 
 def crossings() -> Counts:
     """Calls into C: for a session, and for each message of it."""
-    few, many = trio.run(_crossings, 10), trio.run(_crossings, 200)
+    # The fewest of some: a thread may ring for what the waking task has just taken, and then it looks once more.
+    few, many = (min(trio.run(_crossings, count) for _ in range(5)) for count in (10, 200))
     return {"crossings per session": few, "crossings for 190 more messages": many - few}
 
 

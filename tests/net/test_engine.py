@@ -627,12 +627,9 @@ async def test_a_session_costs_python_the_same_however_much_it_carries(
         runner.far[1].sendall(close_frame())
         runner.hang_up()
     assert runner.result.statistics.to_listener.payload_bytes == 64 * count
-    assert crossings == {
-        "rc_session_init": 1,
-        "rc_engine_submit": 1,
-        "rc_engine_completions": 2,
-        "rc_session_counters": 2,
-    }
+    # A thread may ring for what the waking task has just taken: then it looks once more, and finds nothing.
+    assert crossings.pop("rc_engine_completions") in (1, 2)
+    assert crossings == {"rc_session_init": 1, "rc_engine_submit": 1, "rc_session_counters": 2}
 
 
 async def test_each_message_is_received_once_and_sent_once(engine: Engine, runners: list[Runner]) -> None:
