@@ -17,12 +17,15 @@ FEWEST_ROUNDS = 3
 """A median of fewer says nothing."""
 
 ENOUGH_ROUNDS = 7
-"""What stood near or beyond its limit for so many rounds is decided by their median."""
+"""What stood near or beyond its limit for so many rounds is decided by how many of them are beyond."""
+
+STRAY_ROUNDS = 1
+"""So many of these may be within the limit, and a ratio fails all the same."""
 
 NEAR = 0.08
 """Share of the limit within which a median counts as near it."""
 
-SMALLEST_TOLERANCE = 0.15
+SMALLEST_TOLERANCE = 0.25
 """The least that a ratio may lose, as a natural logarithm: what a fresh build or another day changes by itself."""
 
 LOOSEST_TOLERANCE = math.log(1.6)
@@ -153,7 +156,9 @@ def judge_ratio(ratios: Sequence[float] | None, bound: Bound | None) -> Verdict:
         return Verdict.PASS
     if len(ratios) < ENOUGH_ROUNDS:
         return Verdict.MORE
-    return Verdict.PASS if headroom >= 0 else Verdict.FAIL
+    # Single rounds stray by a fifth on a quiet machine, and then four of seven are beyond by chance too often.
+    beyond = sum(bound.headroom(ratio) < 0 for ratio in ratios)
+    return Verdict.FAIL if beyond >= len(ratios) - STRAY_ROUNDS else Verdict.PASS
 
 
 def judge_promise(values: Sequence[float] | None, promise: Promise) -> Verdict:
