@@ -354,10 +354,12 @@ bool joint_hear(struct joint *joint, unsigned leg, size_t *at, struct heard *hea
     struct rc_frame frame;
 
     if (joint->kinds[leg] == RC_LEG_RAW) {
+        if (got->length == *at)
+            return false;
         *heard =
             (struct heard){.opcode = RC_OP_BINARY, .fin = true, .data = got->data + *at, .length = got->length - *at};
         *at = got->length;
-        return heard->length > 0;
+        return true;
     }
     bool masked = joint->kinds[leg] == RC_LEG_WS_CLIENT;
     int header_bytes = *at < got->length ? rc_frame_parse(&frame, got->data + *at, got->length - *at, masked) : -1;
