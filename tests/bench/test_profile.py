@@ -22,8 +22,8 @@ def test_what_is_not_ours_counts_for_the_line_that_called_it():
 
 
 def test_a_profile_names_the_relay_s_functions():
-    workload = Workload("pairs", "", (Job("ping", 64, count=20),), headline="messages/s", shows=())
+    workload = Workload("joins", "", (Job("join", 64, count=20),), headline="messages/s", shows=())
     told = []
     text = profile(workload, Pace(1, warm_s=0.0, measured_s=0.5), told.append)
     assert "samples" in told[0]
-    assert "net/session.py:" in text
+    assert "gateway/relay_stream.py:" in text

@@ -1212,10 +1212,16 @@ async def test_a_channel_that_stalls_delays_no_cancellation(relay: FakeRelay):
     """Who waits for a stalled relay may be cancelled; the channel is not torn by that, and the responses still come."""
     many = 600  # with 64 KiB each, more than the buffers between us hold
     waiting: set[trio.CancelScope] = set()
+    begun = 0
+    all_begun = trio.Event()
 
     async def answer(request: HttpRequest) -> None:
+        nonlocal begun
         with trio.CancelScope() as scope:
             waiting.add(scope)
+            begun += 1
+            if begun == many:
+                all_begun.set()
             async with request.respond() as response:
                 await response.send_all(bytes(65_536))
         waiting.discard(scope)
@@ -1236,6 +1242,7 @@ async def test_a_channel_that_stalls_delays_no_cancellation(relay: FakeRelay):
         asked = [relay.request() for _ in range(many)]
         for request in asked:
             await channel.ask(request)
+        await all_begun.wait()  # a slow machine delivers requests for long
         await wait_all_tasks_blocked(0.05)
         assert waiting  # nobody reads the channel
         for scope in waiting:
