@@ -330,6 +330,21 @@ static void take_step(struct rc_worker *worker, struct rc_lane *lane, const stru
         rouse(worker, other_lane(job, lane));
 }
 
+/* Bytes that one receive may bring into the lane's buffer. */
+static size_t window_of(const struct rc_worker *worker, const struct rc_lane *lane) {
+    return lane->is_small ? RC_SMALL_BUFFER_BYTES : worker->pool.buffer_bytes;
+}
+
+/* Makes what the brain itself owes to the destination the lane's output. The lane has a buffer, with nothing in it. */
+static void take_owed(struct rc_worker *worker, struct rc_lane *lane) {
+    struct rc_step step;
+    int result = rc_session_control(rc_lane_job(lane)->session, lane->index, lane->slab,
+                                    RC_HEADROOM + window_of(worker, lane), &step);
+
+    RC_ASSERT(result == RC_OK);
+    take_step(worker, lane, &step);
+}
+
 /* Everything of this lane is sent, and the other lane has nothing on its way either: is the session over? */
 static bool check_finished(struct rc_worker *worker, struct rc_job *job, uint8_t by) {
     if (job->state != STATE_MOVING || !rc_session_is_finished(job->session))
@@ -373,7 +388,6 @@ static bool takes_more(int socket) {
 /* Sends what the brain itself owes to the destination. False when the lane's turn is over. */
 static bool say_owed(struct rc_worker *worker, struct rc_lane *lane) {
     struct rc_job *job = rc_lane_job(lane);
-    struct rc_step step;
 
     while (rc_session_owes_control(job->session, lane->index)) {
         /* A buffer that is kept for control must come back at once: none is lent for somebody who does not read. EPOLLOUT
@@ -384,12 +398,9 @@ static bool say_owed(struct rc_worker *worker, struct rc_lane *lane) {
             push(&worker->starved, lane, RC_QUEUE_STARVED);
             return false;
         }
-        size_t room = (size_t)RC_HEADROOM + (lane->is_small ? RC_SMALL_BUFFER_BYTES : worker->pool.buffer_bytes);
-        int result = rc_session_control(job->session, lane->index, lane->slab, room, &step);
-        RC_ASSERT(result == RC_OK);
-        take_step(worker, lane, &step);
+        take_owed(worker, lane);
         bool said_nothing =
-            step.out_bytes == 0 && lane->events == 0; /* not at a frame boundary: a later step says it */
+            lane->out_bytes == 0 && lane->events == 0; /* not at a frame boundary: a later step says it */
         if (send_output(worker, lane) != SENT_ALL)
             return false;
         if (lane->events != 0 && !act(worker, lane))
@@ -454,13 +465,8 @@ static void failing_turn(struct rc_worker *worker, struct rc_lane *lane) {
         return;
     lane->events = 0;
     if (rc_session_owes_control(job->session, lane->index) && (lane->slab != NULL || borrow(worker, lane, true))) {
-        struct rc_step step;
-        size_t room = (size_t)RC_HEADROOM + (lane->is_small ? RC_SMALL_BUFFER_BYTES : worker->pool.buffer_bytes);
-        int result = rc_session_control(job->session, lane->index, lane->slab, room, &step);
-        RC_ASSERT(result == RC_OK);
         lane->rest_bytes = 0;
-        lane->out_at = (uint32_t)step.out_offset;
-        lane->out_bytes = (uint32_t)step.out_bytes;
+        take_owed(worker, lane);
         if (send_output(worker, lane) != SENT_ALL)
             return;
     }
@@ -482,7 +488,7 @@ static bool receive(struct rc_worker *worker, struct rc_lane *lane, bool *took) 
             push(&worker->starved, lane, RC_QUEUE_STARVED);
         return false;
     }
-    size_t window = lane->is_small ? RC_SMALL_BUFFER_BYTES : worker->pool.buffer_bytes;
+    size_t window = window_of(worker, lane);
     *took = true;
     if (lane->early_bytes > 0) {
         result = rc_session_translate_from(job->session, lane->index, lane->early, lane->early_bytes, lane->slab,

@@ -31,6 +31,7 @@ import trio
 
 from .._native import Buffer, Step, StepEvent
 from ..vocab import CloseBy, Direction, LegKind
+from .direct import direct_socket
 from .linger import close_gently, is_reset
 from .pool import BufferPool
 from .session import EndReason, Session, SessionLeg, SessionResult
@@ -60,18 +61,6 @@ class TrioMover:
         Both streams are closed when this returns or raises; cancelling it cuts both legs.
         """
         return await _Run(session, self._pool).run()
-
-
-def _send_nowait(stream: trio.SocketStream, output: memoryview) -> int:
-    """Send what the socket takes at once. Returns: how many bytes that was.
-
-    Most sends fit, and then the turn that ``send_all`` gives to the other tasks costs more than the send. Whoever calls
-    this waits for its next bytes soon, and lets the others run there.
-    """
-    try:
-        return os.write(stream.socket.fileno(), output)
-    except BlockingIOError:
-        return 0
 
 
 _BACK = {Direction.TO_LISTENER: Direction.TO_SENDER, Direction.TO_SENDER: Direction.TO_LISTENER}
@@ -312,7 +301,10 @@ class _Run:
         # A send that is cancelled or fails may have sent a part: whatever came behind it would stand inside a frame.
         self._is_torn[direction] = True
         stream = self._destination(direction).stream
-        sent = _send_nowait(stream, output) if isinstance(stream, trio.SocketStream) else 0
+        # Most sends fit, and then the turn that send_all gives to the other tasks costs more than the send. Whoever
+        # calls this waits for its next bytes soon, and lets the others run there.
+        direct = direct_socket(stream)
+        sent = direct.send_nowait(output) if direct is not None else 0
         if sent < len(output):
             await stream.send_all(output[sent:])
         self._is_torn[direction] = False

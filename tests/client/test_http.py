@@ -30,7 +30,14 @@ from relaycore.client.http import HttpHandler
 from relaycore.client.http_exchange import RequestFailed, RequestHandler
 from relaycore.errors import ConfigError, LocalProtocolError, RemoteProtocolError
 from relaycore.net.websocket import WebSocketLeg
-from relaycore.testing.fake_relay import FakeChannel, FakeRelay, FakeResponse, open_fake_relay, receive_response
+from relaycore.testing.fake_relay import (
+    FakeChannel,
+    FakeRelay,
+    FakeRequest,
+    FakeResponse,
+    open_fake_relay,
+    receive_response,
+)
 from relaycore.wire.frames import Close
 from relaycore.wire.messages import Request, Response, encode_request, encode_response
 
@@ -1128,6 +1135,18 @@ async def test_arguments_that_cannot_be_right(relay: FakeRelay, options: dict[st
 # Losses --------------------------------------------------------------------------------------------------------------
 
 
+async def lost_meanwhile(relay: FakeRelay, side: Side, inside: trio.Event, gate: trio.Event) -> FakeRequest:
+    """Cut the channel while the handler is inside, then let it go on. Returns: its call to the rendezvous address."""
+    await inside.wait()
+    events = side.listener.events()
+    await cut_off(side.channel.leg)
+    assert isinstance(await anext(events), relaycore.Offline)
+    gate.set()
+    while (request := await relay.next_request()).action != "request":
+        await request.refuse(503, "wait")
+    return request
+
+
 @pytest.mark.parametrize("is_known", [True, False])
 async def test_the_channel_is_lost_under_a_handler(relay: FakeRelay, is_known: bool, caplog: pytest.LogCaptureFixture):
     """spec 6.5, 9.6: the response tries its rendezvous; a relay that has given the request up answers 403."""
@@ -1140,13 +1159,7 @@ async def test_the_channel_is_lost_under_a_handler(relay: FakeRelay, is_known: b
 
     async with serving(relay, wait) as side:
         await side.ask()
-        await inside.wait()
-        events = side.listener.events()
-        await cut_off(side.channel.leg)
-        assert isinstance(await anext(events), relaycore.Offline)
-        gate.set()
-        while (request := await relay.next_request()).action != "request":
-            await request.refuse(503, "wait")
+        request = await lost_meanwhile(relay, side, inside, gate)
         if is_known:
             leg = await request.accept()
             assert (await receive_response(leg)).body == b"after all"
@@ -1170,13 +1183,7 @@ async def test_an_answer_with_no_way_left_is_one_line_in_the_log(relay: FakeRela
 
     async with serving(relay, wait) as side:
         await side.ask()
-        await inside.wait()
-        events = side.listener.events()
-        await cut_off(side.channel.leg)
-        assert isinstance(await anext(events), relaycore.Offline)
-        gate.set()
-        while (request := await relay.next_request()).action != "request":
-            await request.refuse(503, "wait")
+        request = await lost_meanwhile(relay, side, inside, gate)
         await request.refuse(503, "no")
         await side.all_done()
         assert side.listener.status.requests_failed == 1
@@ -1195,13 +1202,7 @@ async def test_a_failure_that_cannot_be_told(relay: FakeRelay, caplog: pytest.Lo
 
     async with serving(relay, fail) as side:
         await side.ask()
-        await inside.wait()
-        events = side.listener.events()
-        await cut_off(side.channel.leg)
-        assert isinstance(await anext(events), relaycore.Offline)
-        gate.set()
-        while (request := await relay.next_request()).action != "request":
-            await request.refuse(503, "wait")
+        request = await lost_meanwhile(relay, side, inside, gate)
         await request.refuse(503, "no")
         await side.all_done()
         assert side.listener.status.requests_failed == 1
