@@ -1,6 +1,6 @@
 """What a command's exit code says, and which error leads to which.
 
-Codes from 10 on are the ways in which ``serve`` may fail to start, so that a service manager or a script can tell a
+Codes from 10 to 15 are the ways in which ``serve`` may fail to start, so that a service manager or a script can tell a
 busy port from a bad certificate without reading the message.
 """
 
@@ -31,17 +31,20 @@ class ExitCode(enum.IntEnum):
     FAILED = 1  # anything that has no code of its own
     USAGE = 2  # the command line is wrong; the code that shells and click use
     CONFIG = 3  # a setting, a connection string or a file is wrong
-    CONNECTION = 4  # the relay could not be reached, or the connection broke
-    AUTHORIZATION = 5  # 401, 403: no token, a bad one, or a right is missing
+    AUTHORIZATION = 4  # 401, 403: no token, a bad one, or a right is missing
+    CONNECTION = 5  # the relay could not be reached, or the connection broke
     NOT_FOUND = 6  # no such hybrid connection or rule, or nobody listens there
-    EXISTS = 7  # the name is taken
-    REFUSED = 8  # any other no: quota, server busy, timeout, rejected by the listener
+    ENDPOINT_DOWN = 7  # the endpoint behind a connection manager does not answer
+    NOT_REDIRECTED = 8  # a configured name does not lead to the relay on this machine
+    PORT = 9  # a local address cannot be bound: taken, or it needs a privilege
     PORT_IN_USE = 10
     PORT_PRIVILEGED = 11
     CERTIFICATE_UNREADABLE = 12
     CERTIFICATE_MISMATCH = 13
     STORE_LOCKED = 14
     STORE_UNUSABLE = 15
+    EXISTS = 16  # the name is taken
+    REFUSED = 17  # any other no: quota, server busy, timeout, rejected by the listener
     INTERRUPTED = 130  # 128 + SIGINT, as shells report it
     BROKEN_PIPE = 141  # 128 + SIGPIPE: whoever read our output has gone
 
