@@ -1,0 +1,105 @@
+"""From settings to the relay: which arguments a listener or a sender of the library gets.
+
+Keys are read when a token is made, not when the program starts, so that a renewed one needs no restart.
+"""
+
+from __future__ import annotations
+
+import functools
+import ssl
+import time
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..client.connection import Connection
+from ..client.credentials import TokenProvider
+from ..client.listener import Listener, open_listener
+from ..client.management import ManagementClient
+from ..client.sender import open_stream
+from ..errors import ConfigError
+from ..net.connect import client_ssl_context
+from ..net.proxy import Proxy, choose_proxy
+from ..wire.connection_string import ConnectionString, parse_connection_string
+from ..wire.limits import TOKEN_LIFETIME
+from ..wire.sas import make_token
+from .config.secret import Secret
+from .config.settings import Forward, HcmConnection
+
+__all__ = ["RelayAccess"]
+
+
+@dataclass(frozen=True)
+class RelayAccess:
+    """One hybrid connection at one relay, and how to get there.
+
+    Attributes:
+      connection_string: endpoint and path; never a key.
+      token: makes tokens; None for an anonymous sender.
+      ssl_context: None is the system's store.
+      proxy: to dial through; None dials directly.
+    """
+
+    connection_string: ConnectionString
+    token: TokenProvider | None = field(repr=False)
+    ssl_context: ssl.SSLContext | None
+    proxy: Proxy | None
+    keep_alive_s: float
+
+    @classmethod
+    def of(cls, settings: HcmConnection | Forward, *, now_unix: Callable[[], float] = time.time) -> RelayAccess:
+        """Put it together. Reads the certificates, not the key.
+
+        Raises:
+          ConfigError: endpoint, proxy or certificates are wrong.
+        """
+        relay = settings.relay
+        text = f"Endpoint={relay.endpoint};EntityPath={settings.path}"
+        parsed = parse_connection_string(text + (";UseDevelopmentEmulator=true" if relay.is_emulator else ""))
+        return cls(
+            connection_string=parsed,
+            token=_provider(settings.key_name, settings.key, settings.token, now_unix),
+            ssl_context=client_ssl_context(relay.cafile) if relay.cafile is not None else None,
+            proxy=choose_proxy(relay.proxy, parsed.host),
+            keep_alive_s=relay.keep_alive_s,
+        )
+
+    def listen(self, **options: Any) -> AbstractAsyncContextManager[Listener]:  # noqa: ANN401 - passed through
+        """`open_listener` with all that is known here."""
+        return open_listener(
+            self.connection_string,
+            token=self.token,
+            ssl_context=self.ssl_context,
+            proxy=self.proxy,
+            keep_alive_s=self.keep_alive_s,
+            **options,
+        )
+
+    def connect(self, **options: Any) -> AbstractAsyncContextManager[Connection]:  # noqa: ANN401 - passed through
+        """`open_stream` with all that is known here."""
+        return open_stream(
+            self.connection_string, token=self.token, ssl_context=self.ssl_context, proxy=self.proxy, **options
+        )
+
+    def management(self) -> ManagementClient:
+        """A client for the hybrid connection's own text; a right to listen or to send is enough to read it (4.2)."""
+        return ManagementClient(
+            self.connection_string, token=self.token, ssl_context=self.ssl_context, proxy=self.proxy
+        )
+
+
+def _provider(
+    key_name: str, key: Secret | None, token: Secret | None, now_unix: Callable[[], float]
+) -> TokenProvider | None:
+    if token is not None:
+        return lambda _: token.read()
+    if key is None:
+        return None
+    if not key_name:
+        raise ConfigError("a key needs the name of its rule beside it", source=key.source, key="key_name")
+    return functools.partial(_sign, key_name, key, now_unix)
+
+
+def _sign(key_name: str, key: Secret, now_unix: Callable[[], float], audience: str) -> str:
+    return make_token(audience, key_name, key.read(), int(now_unix() + TOKEN_LIFETIME))

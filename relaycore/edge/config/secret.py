@@ -1,0 +1,79 @@
+"""Where a key or token is kept, and the only way to its text.
+
+A file is read again each time, so that a key which was renewed counts from the next token on.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Literal
+
+from ...errors import ConfigError
+
+__all__ = ["Secret"]
+
+_MAX_BYTES: Final = 65_536
+"""A longer file is no key, token or list of users, but a mistake."""
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """A secret's place.
+
+    Attributes:
+      kind: ``file``, ``env``, ``credential`` (a file below ``$CREDENTIALS_DIRECTORY``, systemd.exec(5)) or ``inline``.
+      value: the path, the variable's name, the credential's name, or the secret itself.
+      source: the file and line that name it, for messages.
+    """
+
+    kind: Literal["file", "env", "credential", "inline"]
+    value: str = field(repr=False)
+    source: str = field(default="", compare=False)
+
+    def __str__(self) -> str:
+        return "(inline)" if self.kind == "inline" else f"{self.kind}:{self.value}"
+
+    def read(self, environ: Mapping[str, str] = os.environ) -> str:
+        """Return the secret without blanks at its ends. Reads a small local file, and does not wait.
+
+        Raises:
+          ConfigError: there is none, it is empty, or others than its owner may read the file.
+        """
+        match self.kind:
+            case "inline":
+                text = self.value
+            case "env":
+                text = environ.get(self.value, "")
+            case "credential":
+                directory = environ.get("CREDENTIALS_DIRECTORY", "")
+                if not directory:
+                    raise self._error(f"the credential {self.value} is not there: CREDENTIALS_DIRECTORY is not set")
+                text = self._read_file(Path(directory, self.value), is_private=False)  # systemd sees to that
+            case "file":
+                text = self._read_file(Path(self.value), is_private=True)
+        if not text.strip():
+            raise self._error(f"{self} holds nothing")
+        return text.strip()
+
+    def _read_file(self, path: Path, *, is_private: bool) -> str:
+        try:
+            with path.open("rb") as file:
+                mode = os.fstat(file.fileno()).st_mode
+                data = file.read(_MAX_BYTES + 1)
+        except OSError as error:
+            raise self._error(f"{path} cannot be read: {error.strerror}") from error
+        if is_private and stat.S_ISREG(mode) and mode & 0o077:
+            raise self._error(f"{path} can be read by others (mode {mode & 0o777:03o}); chmod 600 it")
+        if len(data) > _MAX_BYTES:
+            raise self._error(f"{path} is longer than {_MAX_BYTES} bytes")
+        try:
+            return data.decode()
+        except UnicodeDecodeError as error:
+            raise self._error(f"{path} is not UTF-8") from error
+
+    def _error(self, message: str) -> ConfigError:
+        return ConfigError(message, source=self.source)
