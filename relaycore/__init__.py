@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         Online,
         Reconnecting,
     )
+    from .client.waiting import SenderHandler, WaitingSender
     from .errors import (
         AuthorizationFailed,
         ConfigError,
@@ -99,12 +100,14 @@ __all__ = [
     "RemoteProtocolError",
     "RequestHandler",
     "SenderAuth",
+    "SenderHandler",
     "ServerBusy",
     "Spliced",
     "StreamClosed",
     "StreamGarbled",
     "StreamLost",
     "TokenProvider",
+    "WaitingSender",
     "__version__",
     "auth",
     "open_listener",
@@ -135,6 +138,7 @@ _ROOMS: Final = {
         "Online",
         "Reconnecting",
     ),
+    "client.waiting": ("SenderHandler", "WaitingSender"),
     "net.errors": ("StreamClosed", "StreamGarbled", "StreamLost"),
 }
 """Where public names live; those that are in none of these are errors."""

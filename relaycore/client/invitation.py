@@ -149,6 +149,14 @@ class Invitation:
             offered = self.incoming.subprotocols
             if decision.subprotocol == FIRST_OFFERED:
                 return Accept(offered[0] if offered else None)
+        return self.check(decision)
+
+    def check(self, decision: Accept | Reject) -> Accept | Reject:
+        """Put the sub-protocol in that `FIRST_OFFERED` stands for.
+
+        Raises:
+          LocalProtocolError: a sub-protocol that was not offered.
+        """
             if decision.subprotocol is not None and decision.subprotocol not in offered:
                 raise LocalProtocolError(f"the sender did not offer the sub-protocol {decision.subprotocol!r}")
         return decision

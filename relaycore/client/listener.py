@@ -2,7 +2,8 @@
 
 Tasks of one listener, each with its reach::
 
-    _main ─ nursery "tasks" ─┬─ _take_invitation   one per accept message: decide, dial the rendezvous, queue
+    _main ─ nursery "tasks" ─┬─ _take_invitation   one per accept message: decide, dial the rendezvous, queue;
+                             │                     or call the handler that does all of it
                              ├─ _serve_request     one per HTTP request: call the handler, see its response away
                              └─ _stay_registered   one channel after the other, for ever
                                   └─ nursery of one channel ─┬─ trio-websocket's reader
@@ -16,7 +17,9 @@ belongs to whoever took it from ``accept()``, and so does a request. Who reads m
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
+import math
 import os
 import random
 import ssl
@@ -60,6 +63,7 @@ from .invitation import AcceptHandler, Invitation, Reject
 from .reconnect import Backoff, renewal_delay
 from .status import EventStream, ListenerEvent, ListenerState, ListenerStatus, Offline, Online, Reconnecting
 
+from .waiting import SenderHandler, WaitingSender
 __all__ = ["Listener", "open_listener"]
 
 DEFAULT_BACKLOG: Final = 64
@@ -99,6 +103,7 @@ class _Settings:
     source: TokenSource
     handler: AcceptHandler | None
     request_handler: RequestHandler | None
+    sender_handler: SenderHandler | None
     max_concurrent: int
     exchanges: ExchangeSettings
     backlog: int
@@ -431,6 +436,8 @@ class Listener(trio.abc.Listener[Connection]):
                 await self._refuse(invitation, _BUSY)
             else:
                 await self._take_in_slot(invitation)
+            elif settings.sender_handler is not None:
+                await self._hand_over(invitation, settings.sender_handler)
         except RelayError as error:
             self._counters.accepts_failed += 1
             _log.warning("! an invitation is of no use: %s", error)
@@ -473,11 +480,54 @@ class Listener(trio.abc.Listener[Connection]):
             return None
         try:
             with bounded(LISTENER_RENDEZVOUS_TIMEOUT):
-                return await invitation.accept(decision.subprotocol)
+        with contextlib.suppress(RelayError):  # counted and logged
+            return await self._rendezvous(invitation, decision.subprotocol)
+        return None
+
+    async def _rendezvous(self, invitation: Invitation, subprotocol: str | None) -> Connection:
+                return await invitation.accept(subprotocol)
         except RelayError as error:
             self._counters.accepts_failed += 1
             _log.warning("! the rendezvous for %s failed: %s", _shown(invitation), error)
-            return None
+            raise
+
+    async def _hand_over(self, invitation: Invitation, handler: SenderHandler) -> None:
+        """Let a handler take care of one sender. The answer gives its slot back: what comes then is no backlog."""
+        scope = trio.CancelScope(deadline=trio.current_time() + ACCEPT_TIMEOUT)
+        holds_slot = True
+        self._slots_taken += 1
+
+        def give_back() -> None:
+            nonlocal holds_slot
+            self._slots_taken -= holds_slot
+            holds_slot = False
+            scope.deadline = math.inf
+
+        async def accept(subprotocol: str | None) -> Connection:
+            connection = await self._rendezvous(invitation, subprotocol)
+            self._counters.connections_accepted += 1
+            return connection
+
+        waiting = WaitingSender(invitation, accept, functools.partial(self._refuse, invitation), give_back)
+        try:
+            with scope:
+                try:
+                    await handler(waiting)
+                    said = "The listener's handler gave no answer"
+                except Exception as error:
+                    _log.error("! the sender handler failed on %s", _shown(invitation), exc_info=error)
+                    said = "The listener's handler failed"
+                if waiting.is_waiting:
+                    await waiting.reject(502, f"{said}. TrackingId:{_shown(invitation)}")
+        finally:
+            give_back()
+            if self._is_leaving and not waiting.is_answered and not scope.cancelled_caught:
+                # As in _take_in_slot.
+                with trio.move_on_after(_FAREWELL_TIMEOUT, shield=True):
+                    await self._refuse(invitation, _CLOSING)
+        if scope.cancelled_caught and not waiting.is_answered:
+            self._counters.accepts_failed += 1
+            _log.warning("- %s was not answered within %g s", _shown(invitation), ACCEPT_TIMEOUT)
 
     async def _refuse(self, invitation: Invitation, rejection: Reject) -> None:
         """Tell the relay no. Even that costs a connection, so there is a bound on how many go on at once."""
@@ -592,6 +642,7 @@ async def open_listener(
     accept: AcceptHandler | None = None,
     on_request: RequestHandler | None = None,
     token: str | TokenProvider | None = None,
+    on_sender: SenderHandler | None = None,
     cafile: str | os.PathLike[str] | None = None,
     ssl_context: ssl.SSLContext | None = None,
     tls: bool = True,
@@ -625,13 +676,18 @@ async def open_listener(
       on_request: serves HTTP requests, see `RequestHandler`; each runs in a task of its own. Without it they are
         answered with 501. `serve_http` is the comfortable way.
       token: instead of the connection string's key: a token that is sent as it is and never renewed, or a function that
+      on_sender: instead of ``accept`` and of `Listener.accept`: takes care of each sender in a task of its own, see
+        `WaitingSender`; it may find out first whether the sender can be served. Closing the listener cancels it, which
+        refuses a sender that is not answered yet with 503; a connection that has to outlive that is for another task.
+        An exception out of it is logged, and is a 502 to a sender that still waits.
         makes them, see `TokenProvider`.
       cafile: PEM file of the only authorities to trust, for private ones; the system's store without it.
       ssl_context: instead of ``cafile``; it has to verify. There is no way to go without.
       tls: False dials plain ``ws``, for a relay behind something else that encrypts.
       wait_online: wait for the registration before the block begins. False begins at once.
       listener_id: a GUID by which senders may choose this listener; a fresh one without it.
-      backlog: connections on their way in or waiting for ``accept()``; further senders are refused with 503.
+      backlog: connections on their way in or waiting for ``accept()``, with ``on_sender`` those without an answer;
+        further senders are refused with 503.
       max_concurrent: HTTP requests under way; further ones are answered with 503.
       flush_after: seconds until the beginning of a response that is not complete leaves by itself; until then it may
         still travel on the control channel, which is quicker.
@@ -659,6 +715,8 @@ async def open_listener(
     if backlog < 1:
         raise ConfigError("must be at least 1", key="backlog")
     if max_concurrent < 1:
+    if accept is not None and on_sender is not None:
+        raise ConfigError("give accept or on_sender, not both", key="on_sender")
         raise ConfigError("must be at least 1", key="max_concurrent")
     if max_message_bytes < 1:
         raise ConfigError("must be at least 1", key="max_message_bytes")
@@ -678,6 +736,7 @@ async def open_listener(
             exchanges=ExchangeSettings(endpoint.path, url.is_tls, endpoint.ssl_context, flush_after),
             backlog=backlog,
             keep_alive_s=keep_alive_s,
+            sender_handler=on_sender,
             max_message_bytes=max_message_bytes,
             trace=trace or Trace(),
             rng=rng or random.Random(),
