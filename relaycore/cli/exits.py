@@ -10,6 +10,7 @@ import enum
 import errno
 import ssl
 from collections.abc import Iterator
+from typing import Final
 
 from ..errors import (
     AuthorizationFailed,
@@ -19,6 +20,7 @@ from ..errors import (
     EndpointNotFound,
     NoListener,
     Refused,
+    RelayError,
 )
 
 __all__ = ["ExitCode", "StartupError", "exit_code_for", "leaves"]
@@ -71,6 +73,8 @@ def exit_code_for(error: BaseException) -> ExitCode:
     match error:
         case StartupError():
             return error.exit_code
+        case RelayError() if (code := getattr(error, "exit_code", None)) in _CODES:
+            return ExitCode(code)  # the edge programs' own errors: they say with what to leave
         case ConfigError():
             return _config_code(error)
         case AuthorizationFailed():
@@ -88,6 +92,8 @@ def exit_code_for(error: BaseException) -> ExitCode:
         case _:
             return ExitCode.FAILED
 
+
+_CODES: Final = frozenset(ExitCode) - {ExitCode.OK}
 
 _REFUSED_BY_STATUS = {401: ExitCode.AUTHORIZATION, 403: ExitCode.AUTHORIZATION, 404: ExitCode.NOT_FOUND}
 
