@@ -1,0 +1,148 @@
+"""The program's process before it is the program: in namespaces of its own, opening sockets there for us.
+
+`_enter` says what happens in that process and why; this is our end of its socket.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import struct
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import trio
+
+__all__ = ["CannotExecute", "Entrance", "NoNamespaces", "open_entrance"]
+
+_ENTER: Final = Path(__file__).with_name("_enter.py")
+
+_MAX_ANSWER_BYTES: Final = 4096
+
+_SILENCED: Final = (
+    "/run/systemd/resolve/io.systemd.Resolve",  # nss-resolve; some systems ask it before any file
+    "/run/nscd/socket",  # the cache of glibc
+)
+"""Sockets of daemons that would answer for names from the system's own files."""
+
+_FD: Final = struct.Struct("i")
+
+_END_TIMEOUT: Final = 5.0
+"""Seconds that a process has which was asked to end before it became the program."""
+
+
+class NoNamespaces(OSError):
+    """This machine does not let us have namespaces, or not all that we asked for."""
+
+    def __init__(self, step: str, number: int) -> None:
+        super().__init__(number, f"{step}: {errno.errorcode.get(number, number)} ({os.strerror(number)})")
+
+
+class CannotExecute(OSError):
+    """There is no such program, or it cannot be executed."""
+
+
+class Entrance:
+    """A process that will be the program; see `open_entrance`."""
+
+    def __init__(self, process: trio.Process, control: trio.socket.SocketType) -> None:
+        self.process = process
+        self._control = control
+
+    async def enter(self, *, with_network: bool, over: Mapping[Path, Path]) -> None:
+        """Make its namespaces: a view of the file system of its own, and with `with_network` a network of its own.
+
+        Args:
+          over: which file (value) the program sees in place of which (key). The value's content may still change, if
+            it is written in place: a file renamed over it would not be seen.
+
+        Raises:
+          NoNamespaces: the system refuses. The process is of no use any more.
+        """
+        request = {
+            "do": "enter",
+            "network": with_network,
+            "over": [[str(source), str(target)] for target, source in over.items()],
+            "silence": _SILENCED,
+        }
+        answer, _ = await self._ask(request)
+        if not answer["ok"]:
+            raise NoNamespaces(answer["step"], answer["errno"])
+
+    async def listen(self, kind: Literal["tcp", "udp"], host: str, port: int) -> trio.socket.SocketType:
+        """Open a socket inside; with a network of its own, any port is free there and none needs a privilege.
+
+        Returns: the socket, listening if it is TCP; the caller owns it.
+
+        Raises:
+          OSError: it cannot be bound.
+        """
+        answer, fds = await self._ask({"do": "listen", "kind": kind, "host": host, "port": port})
+        if not answer["ok"]:
+            raise OSError(answer["errno"], f"{answer['step']}: {os.strerror(answer['errno'])}")
+        return trio.socket.from_stdlib_socket(socket.socket(fileno=fds[0]))
+
+    async def execute(self, environ: Mapping[str, str]) -> None:
+        """Let it become the program, with these variables besides those that it has, and its input and output ours.
+
+        Raises:
+          CannotExecute: there is no such program, or the system refuses; the process then ends with 127 or 126, as
+            a shell would.
+        """
+        answer, _ = await self._ask({"do": "execute", "environ": dict(environ)})
+        if not answer["ok"]:
+            raise CannotExecute(answer["errno"], os.strerror(answer["errno"]))
+
+    async def _ask(self, request: Mapping[str, Any]) -> tuple[dict[str, Any], list[int]]:
+        """One request and its answer. An end without an answer is how a program begins, and a process may end early."""
+        try:
+            await self._control.send(json.dumps(request).encode())
+            data, ancillary, _, _ = await self._control.recvmsg(
+                _MAX_ANSWER_BYTES, socket.CMSG_SPACE(_FD.size), socket.MSG_CMSG_CLOEXEC
+            )
+        except OSError:
+            data, ancillary = b"", []
+        fds = [fd for _, _, carried in ancillary for (fd,) in _FD.iter_unpack(carried)]
+        if data:
+            return json.loads(data), fds
+        if request["do"] == "execute":
+            return {"ok": True}, fds
+        code = await self.process.wait()
+        raise NoNamespaces(f"the process that makes them ended with {code}", errno.ECHILD)
+
+
+@asynccontextmanager
+async def open_entrance(command: Sequence[str], environ: Mapping[str, str]) -> AsyncIterator[Entrance]:
+    """Start the process that will be the program, with our input, output, working directory and process group.
+
+    If it is left before its end, by an error or a cancellation, the process is asked to end, and killed after 5 s.
+
+    Raises:
+      OSError: no process can be started.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with trio.socket.from_stdlib_socket(ours) as control:
+        with theirs:
+            start = [sys.executable, "-I", "-S", str(_ENTER), str(theirs.fileno()), *command]
+            process = await trio.lowlevel.open_process(start, pass_fds=[theirs.fileno()], env=dict(environ))
+        try:
+            yield Entrance(process, control)
+        finally:
+            control.close()  # before it is a program, this ends it
+            if process.returncode is None:
+                await _end(process)
+
+
+async def _end(process: trio.Process) -> None:
+    with trio.CancelScope(shield=True):
+        with trio.move_on_after(_END_TIMEOUT):
+            process.terminate()
+            await process.wait()
+        if process.returncode is None:
+            process.kill()
+            await process.wait()

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from relaycore.edge.run.namespaces import CannotExecute, NoNamespaces, open_entrance
+
+pytestmark = pytest.mark.usefixtures("namespaces")
+
+HOSTS = Path("/etc/hosts")
+PLAIN = {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LC_ALL": "C"}
+
+
+@asynccontextmanager
+async def entrance_of(*command: str):
+    with trio.fail_after(30):
+        async with open_entrance(command, PLAIN) as entrance:
+            yield entrance
+
+
+async def output_of(script: str, tmp_path: Path, *, with_network: bool = False, over=None, environ=None):
+    """What a shell script writes, its exit code, and whether it began at all."""
+    result = tmp_path / "result"
+    async with entrance_of("sh", "-c", f"exec >{result}; {script}") as entrance:
+        await entrance.enter(with_network=with_network, over=over or {})
+        await entrance.execute(environ or {})
+        code = await entrance.process.wait()
+    return result.read_text(), code
+
+
+async def test_a_program_sees_another_file_and_nobody_else_does(tmp_path):
+    mine = tmp_path / "hosts"
+    mine.write_text("127.77.0.1\torders\n")
+    said, code = await output_of(f"cat {HOSTS}", tmp_path, over={HOSTS: mine})
+    assert (said, code) == ("127.77.0.1\torders\n", 0)
+    assert "orders" not in HOSTS.read_text()  # noqa: ASYNC240 - a small file
+
+
+def write_after(mine: Path, go: Path) -> None:
+    with go.open("w") as pipe:
+        mine.write_text("after\n")
+        pipe.write("\n")
+
+
+async def test_a_file_written_in_place_is_seen_at_once(tmp_path):
+    """spec 7 of the connection manager: a bound file follows rewriting in place."""
+    mine, go = tmp_path / "hosts", tmp_path / "go"
+    mine.write_text("before\n")
+    os.mkfifo(go)
+    result = tmp_path / "result"
+    script = f"exec >{result}; cat {HOSTS}; read line <{go}; cat {HOSTS}"
+    async with entrance_of("sh", "-c", script) as entrance:
+        await entrance.enter(with_network=False, over={HOSTS: mine})
+        await entrance.execute({})
+        # The shell opens the pipe to read it only after its first look.
+        await trio.to_thread.run_sync(write_after, mine, go)
+        assert await entrance.process.wait() == 0
+    assert result.read_text() == "before\nafter\n"
+
+
+async def test_the_program_keeps_its_user_its_directory_and_its_variables(tmp_path):
+    said, _ = await output_of("id -u; id -g; pwd; echo $GIVEN $KEPT", tmp_path, environ={"GIVEN": "one"})
+    assert said.splitlines() == [str(os.geteuid()), str(os.getegid()), str(Path.cwd()), "one"]
+
+
+async def test_a_low_port_inside_is_ours_to_serve(tmp_path):
+    """spec 8.8 of the connection manager: listeners are made inside and handed out."""
+    result = tmp_path / "result"
+    script = ["python3", "-c", "import socket; print(socket.create_connection(('127.77.0.1', 80)).recv(9).decode())"]
+    async with entrance_of("sh", "-c", f'exec "$@" >{result}', "sh", *script) as entrance:
+        await entrance.enter(with_network=True, over={})
+        listening = await entrance.listen("tcp", "127.77.0.1", 80)
+        datagrams = await entrance.listen("udp", "127.0.0.53", 53)
+        assert listening.getsockname() == ("127.77.0.1", 80)
+        assert datagrams.getsockname() == ("127.0.0.53", 53)
+        await entrance.execute({})
+        taken, _ = await listening.accept()
+        await taken.send(b"hello")
+        taken.close()
+        assert await entrance.process.wait() == 0
+        listening.close()
+        datagrams.close()
+    assert result.read_text() == "hello\n"
+
+
+async def test_a_network_of_its_own_leads_nowhere_else(tmp_path):
+    with socket.socket() as outside:
+        outside.bind(("127.0.0.1", 0))
+        outside.listen()
+        port = outside.getsockname()[1]
+        ask = f"python3 -c \"import socket; socket.create_connection(('127.0.0.1', {port}))\" 2>&1 | tail -1"
+        said, _ = await output_of(ask, tmp_path, with_network=True)
+        assert "refused" in said
+        said, _ = await output_of(ask, tmp_path)
+        assert said == ""
+
+
+async def test_a_port_that_cannot_be_had_is_an_error(tmp_path):
+    async with entrance_of("true") as entrance:
+        await entrance.enter(with_network=True, over={})
+        first = await entrance.listen("tcp", "127.0.0.1", 80)
+        with pytest.raises(OSError, match=r"listen on 127\.0\.0\.1 port 80"):
+            await entrance.listen("tcp", "127.0.0.1", 80)
+        first.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "code"), [("no-such-program", errno.ENOENT, 127), (__file__, errno.EACCES, 126)]
+)
+async def test_a_program_that_is_none_is_said(name, number, code):
+    async with entrance_of(name) as entrance:
+        await entrance.enter(with_network=False, over={})
+        with pytest.raises(CannotExecute) as caught:
+            await entrance.execute({})
+        assert caught.value.errno == number
+        assert await entrance.process.wait() == code
+
+
+async def test_a_file_that_is_not_there_cannot_be_covered(tmp_path):
+    async with entrance_of("true") as entrance:
+        with pytest.raises(NoNamespaces, match="mount over /no/such/file"):
+            await entrance.enter(with_network=False, over={Path("/no/such/file"): HOSTS})
+
+
+async def test_a_process_that_ends_early_is_an_error():
+    async with entrance_of("true") as entrance:
+        entrance.process.send_signal(signal.SIGKILL)
+        await entrance.process.wait()
+        with pytest.raises(NoNamespaces, match="ended with -9"):
+            await entrance.enter(with_network=False, over={})
+
+
+async def test_a_program_does_not_inherit_what_the_interpreter_ignores(tmp_path):
+    said, _ = await output_of("grep SigIgn /proc/self/status", tmp_path)
+    assert int(said.split()[1], 16) & (1 << (signal.SIGPIPE - 1)) == 0
+
+
+async def test_leaving_early_ends_the_program(tmp_path):
+    with trio.move_on_after(0.5) as scope:
+        async with entrance_of("sleep", "60") as entrance:
+            await entrance.enter(with_network=False, over={})
+            await entrance.execute({})
+            scope.cancel()
+            await entrance.process.wait()
+    assert entrance.process.returncode == -signal.SIGTERM
