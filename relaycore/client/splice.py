@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -74,6 +75,7 @@ async def splice(
     half_closed_timeout: float = 0,
     idle_timeout: float = 0,
     engine: Engine | None = None,
+    on_session: Callable[[Session], object] | None = None,
 ) -> Spliced:
     """Join two streams and wait until both directions have ended.
 
@@ -91,6 +93,8 @@ async def splice(
       half_closed_timeout: seconds that the second direction may stay silent once the first has ended; 0 is no limit.
       idle_timeout: seconds that both may stay silent; 0 is no limit.
       engine: the threads to use; this Trio run's own are started when first needed.
+      on_session: gets what is about to run, whose ``statistics()`` counts meanwhile: ``to_listener`` is from the first
+        stream to the second.
 
     Returns: the bytes carried.
 
@@ -112,6 +116,8 @@ async def splice(
             *legs, half_closed_timeout=half_closed_timeout, close_timeout=CLOSE_TIMEOUT, idle_timeout=idle_timeout
         )
         mover = Mover(_pool(), engine or shared_engine())
+        if on_session is not None:
+            on_session(session)
     except BaseException:
         # A connection that was taken apart does not close what is below it any more.
         await cut(first, second, *(leg.stream for leg in legs))  # noqa: ASYNC102 - shields itself

@@ -9,6 +9,7 @@ import os
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ import relaycore
 from relaycore.client.connection import Connection
 from relaycore.net.engine import Engine, open_engine, shared_engine
 from relaycore.net.errors import StreamClosed, StreamLost
+from relaycore.net.session import Session
 from relaycore.testing import Relay, open_relay
 
 BLOB = os.urandom(1_500_001)
@@ -314,3 +316,17 @@ async def test_the_shared_engine_ends_with_its_run():
 
     before = 0
     await trio.to_thread.run_sync(run)
+
+
+async def test_what_is_under_way_can_be_counted(relay: Relay):
+    sessions: list[Session] = []
+    async with relayed(relay) as (sender, accepted), tcp_pair() as (near, client), trio.open_nursery() as nursery:
+        nursery.start_soon(partial(relaycore.splice, near, sender, on_session=sessions.append))
+        await client.send_all(b"there")
+        assert await accepted.receive_some() == b"there"
+        await accepted.send_all(b"and back")
+        assert await client.receive_some() == b"and back"
+        counts = sessions[0].statistics()
+        assert (counts.to_listener.payload_bytes, counts.to_sender.payload_bytes) == (5, 8)
+        await client.send_eof()
+        await accepted.send_eof()
