@@ -275,16 +275,33 @@ class Connection(trio.abc.HalfCloseableStream):
             self._leg.max_message_bytes = max_message_bytes
         return MessageChannel(self)
 
-    def detach(self) -> tuple[trio.abc.Stream, BytesLike]:
-        """Give up the WebSocket below, to whoever carries its frames as they are; see `WebSocketLeg.detach`."""
-        found = self._leg.detach()
-        self._is_closed = True
-        return found
+    def expect_preamble(self) -> None:
+        """Say that a few bytes will be read here, and the rest by whoever takes the WebSocket below over, such as
+        `splice`: what comes in is kept for that, up to 128 KiB. To be called before anything is read.
+
+        Raises:
+          LocalProtocolError: something has been read.
+        """
+        self._leg.keep_received()
+
+    def read_on(self) -> None:
+        """Take back `expect_preamble`: all the rest will be read here, and nothing is kept any more."""
+        self._leg.forget_received()
 
     @property
-    def is_unused(self) -> bool:
-        """True as long as nothing has been read or sent, so that `detach` is possible."""
-        return not self._is_closed and self._leg.is_unused
+    def is_detachable(self) -> bool:
+        """True as long as `detach` is possible: nothing has been read without `expect_preamble` before it, the end of
+        data has not been sent, and nobody is reading or sending."""
+        return not self._is_closed and self._leg.is_detachable
+
+    def detach(self) -> tuple[trio.abc.Stream, bytes]:
+        """Give up the WebSocket below, to whoever carries its frames as they are; see `WebSocketLeg.detach`.
+
+        Bytes that `receive_some` has not returned yet are among those frames.
+        """
+        found = self._leg.detach(len(self._rest))
+        self._is_closed = True
+        return found
 
     def statistics(self) -> LegStatistics:
         """Bytes and frames so far, both ways."""

@@ -61,10 +61,10 @@ def _take_over(stream: trio.SocketStream) -> trio.SocketStream:
 def _leg(stream: trio.abc.HalfCloseableStream) -> SessionLeg:
     if isinstance(stream, trio.SocketStream):
         return SessionLeg(LegKind.RAW, _take_over(stream))
-    # An unused connection gives up its WebSocket, whose frames the mover can read itself.
-    if isinstance(stream, Connection) and stream.is_unused:
+    # A connection between two messages gives up its WebSocket, whose frames the mover can read itself.
+    if isinstance(stream, Connection) and stream.is_detachable:
         below, early = stream.detach()
-        return SessionLeg(LegKind.WS_CLIENT, below, bytes(early))
+        return SessionLeg(LegKind.WS_CLIENT, below, early)
     return SessionLeg(LegKind.RAW, stream)
 
 
@@ -81,9 +81,9 @@ async def splice(
 
     Each may be a `trio.SocketStream`, a `Connection` through the relay, or any other stream that can be half-closed.
     The end of one direction is passed on as such, while the other goes on: a TCP half-close becomes a Close frame, and
-    the other way round. Where both are sockets in the end (a `Connection` without TLS that nothing has been read from
-    or sent to is one), threads of C carry the bytes, and no Python runs until the end; other streams are carried by
-    Trio tasks.
+    the other way round. Where both are sockets in the end, threads of C carry the bytes, and no Python runs until the
+    end; other streams are carried by Trio tasks. A `Connection` without TLS is a socket if nothing has been read from
+    it, or only what follows `Connection.expect_preamble`.
 
     Both streams belong to the call: a socket looks closed to others from its beginning, and when it returns or raises
     both are. A checkpoint. Cancelling it cuts both; as when one of them is lost, a TCP peer then sees a reset, never an

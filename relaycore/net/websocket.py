@@ -45,6 +45,7 @@ from ..wire.frames import (
     Piece,
     Ping,
     close_payload,
+    frames_behind,
 )
 from ..wire.limits import CLOSE_TIMEOUT, MAX_FRAME_TO_CLIENT_BYTES
 from .errors import StreamLost
@@ -59,6 +60,9 @@ DEFAULT_MAX_MESSAGE_BYTES: Final = 1_048_576
 
 MAX_DISCARDED_BYTES: Final = 1_048_576
 """How much a leg that is closing throws away before it cuts a peer that goes on sending: nobody reads it any more."""
+
+_MAX_KEPT_BYTES: Final = 2 * RECEIVE_BYTES
+"""What `WebSocketLeg.keep_received` keeps: a preamble in small pieces, and a whole read behind it."""
 
 _SERVER_HANGS_UP_TIMEOUT: Final = 1.0
 """Seconds that a server has to hang up once both Closes are there; .NET waits briefly for it too (8.7)."""
@@ -132,6 +136,8 @@ class WebSocketLeg(trio.abc.AsyncResource):
         self._is_receiving = False
         self._has_been_read = False
         self._early = early
+        self._kept: bytearray | None = None
+        self._bytes_handed_over = 0
         self._loss: StreamLost | None = None
         self.bytes_received = len(early)
         """Bytes read so far, `early` included. Any growth is a sign of life, also inside a slow message."""
@@ -152,23 +158,59 @@ class WebSocketLeg(trio.abc.AsyncResource):
         self._owed_ping: bytes | None = None
         self._is_closed = False
 
-    @property
-    def is_unused(self) -> bool:
-        """True as long as nothing has been read or sent, and nobody is about to."""
-        return not (self._is_closed or self._has_been_read or self._frames_sent or self._send_lock.locked())
+    def keep_received(self) -> None:
+        """Keep what comes in, up to 128 KiB, so that the stream can be given up although something was read.
 
-    def detach(self) -> tuple[trio.abc.Stream, BytesLike]:
-        """Give up the stream to whoever carries its frames as they are, such as `Session`.
-
-        Returns: the stream, and what had been read from it. Both belong to the caller; the leg is closed.
+        Only what `receive_bytes` takes counts as read then; the other ways of reading end it.
 
         Raises:
-          LocalProtocolError: the leg has been read from or sent to, so that its parts of frames are not the stream's.
+          LocalProtocolError: something has been read already.
         """
-        if not self.is_unused:
-            raise LocalProtocolError("only an unused leg can give up its stream")
+        if self._has_been_read:
+            raise LocalProtocolError("what was read before this call is gone")
+        self._kept = bytearray(self._early)
+
+    def forget_received(self) -> None:
+        """Keep nothing any more: what follows is read here. `detach` is not possible from the next read on."""
+        self._kept = None
+
+    @property
+    def is_detachable(self) -> bool:
+        """True as long as `detach` is possible: nothing has been read, unless `keep_received` was called in time and
+        holds it, and nothing was sent but whole messages. While somebody reads or sends, it is False."""
+        return not (
+            self._is_closed
+            or self._is_receiving
+            or (self._has_been_read and self._kept is None)
+            or self._is_torn
+            or self._is_fragment_open
+            or self.close_sent is not None
+            or self._send_lock.locked()
+        )
+
+    def detach(self, unread_bytes: int = 0) -> tuple[trio.abc.Stream, bytes]:
+        """Give up the stream to whoever carries its frames as they are, such as `Session`.
+
+        Args:
+          unread_bytes: the end of what `receive_bytes` has handed over, to be put back.
+
+        Returns: the stream, and the frames that were taken from it and whose payload was not. Both belong to the
+        caller; the leg is closed. A ping that is not answered yet is among the frames.
+
+        Raises:
+          LocalProtocolError: not `is_detachable`.
+        """
+        if not self.is_detachable:
+            raise LocalProtocolError("a leg that was read or sent to in part cannot give up its stream")
         self._is_closed = True
-        return self.stream, self._early
+        if self._kept is None:
+            return self.stream, bytes(self._early)
+        owed = b"" if self._owed_pong is None else self._encode_owed(self._owed_pong)
+        return self.stream, owed + frames_behind(self._kept, self._bytes_handed_over - unread_bytes)
+
+    def _encode_owed(self, payload: bytes) -> bytes:
+        # As the peer had sent it, so masked if that is a client.
+        return encode_frame(OPCODE_PING, payload, mask=b"\0\0\0\0" if self.role == "server" else None)
 
     # Reading ---------------------------------------------------------------------------------------------------------
 
@@ -207,6 +249,7 @@ class WebSocketLeg(trio.abc.AsyncResource):
         A cancellation point always; other tasks run at least once per 64 KiB received.
         """
         self._begin_receiving()
+        self.forget_received()
         try:
             # Before anything is taken: what a cancelled call had in hand would be lost.
             await trio.lowlevel.checkpoint_if_cancelled()
@@ -228,6 +271,7 @@ class WebSocketLeg(trio.abc.AsyncResource):
         The pong for a ping leaves with the next call that sends or reads. Raises as `receive`.
         """
         self._begin_receiving()
+        self.forget_received()
         try:
             event = self._reader.next_event()
             if isinstance(event, Ping):
@@ -246,6 +290,7 @@ class WebSocketLeg(trio.abc.AsyncResource):
         A cancellation point always; other tasks run at least once per 64 KiB received.
         """
         self._begin_receiving()
+        self.forget_received()
         try:
             await trio.lowlevel.checkpoint_if_cancelled()  # as in `receive`
             while True:
@@ -288,6 +333,7 @@ class WebSocketLeg(trio.abc.AsyncResource):
                         pass  # a pong, or an empty message: nothing to hand over
             if not has_waited:
                 await trio.lowlevel.cancel_shielded_checkpoint()
+            self._bytes_handed_over += len(data)
             return data
         finally:
             self._is_receiving = False
@@ -322,9 +368,17 @@ class WebSocketLeg(trio.abc.AsyncResource):
     def _take(self, data: BytesLike) -> None:
         if data:
             self.bytes_received += len(data)
+            if self._kept is not None:
+                self._keep(self._kept, data)
             self._reader.receive_data(data)
         elif self._loss is None:
             self._loss = StreamLost("connection ended without a Close")
+
+    def _keep(self, kept: bytearray, data: BytesLike) -> None:
+        if len(kept) + len(data) > _MAX_KEPT_BYTES:
+            self.forget_received()
+        else:
+            kept += data
 
     async def _settle_owed(self) -> None:
         """Wait until the owed control frames are out, or the stream has brought something, whichever is first.

@@ -39,6 +39,7 @@ __all__ = [
     "Pong",
     "Text",
     "close_payload",
+    "frames_behind",
     "parse_close",
 ]
 
@@ -148,6 +149,62 @@ def close_payload(code: int | None, reason: str = "") -> bytes:
     if len(encoded) > 123:
         raise LocalProtocolError(f"close reason of {len(encoded)} bytes, 123 at most", section="RFC 6455 5.5")
     return code.to_bytes(2, "big") + encoded
+
+
+def frames_behind(data: BytesLike, payload_bytes: int) -> bytes:
+    """What is left of a run of frames once the first bytes of their payload were taken out.
+
+    ::
+
+        [hdr 0102030405][ping][hdr 0607]...   5 bytes taken:   [ping][hdr 0607]...      3 taken:   [hdr 0405][ping]...
+
+    Args:
+      data: frames from the beginning of the connection on; the last one may be cut anywhere, in its header too.
+      payload_bytes: payload of data messages that somebody has taken, not more than ``data`` has. Control frames that
+        stand in front of its last byte go with it.
+
+    Returns: bytes that a reader who begins anew understands, whatever follows ``data`` on the network. A message that
+    was taken in part goes on as one of its own.
+
+    Source: RFC 6455 5.2, 5.4.
+    """
+    view = memoryview(data)
+    place = 0
+    opcode = OPCODE_CONTINUATION
+    is_open = is_masked = False
+    while payload_bytes:
+        first, second = view[place], view[place + 1]
+        length, header_bytes = second & 0x7F, 2
+        if length >= 126:
+            header_bytes = 4 if length == 126 else 10
+            length = int.from_bytes(view[place + 2 : place + header_bytes], "big")
+        is_masked = bool(second & 0x80)
+        key = bytes(view[place + header_bytes : place + header_bytes + 4]) if is_masked else b""
+        payload = place + header_bytes + len(key)
+        if first & 0x0F <= OPCODE_BINARY:
+            is_final = bool(first & 0x80)
+            if first & 0x0F != OPCODE_CONTINUATION:
+                opcode = first & 0x0F
+            if payload_bytes < length:
+                turn = payload_bytes % 4  # the key goes on from where it is
+                header = _header(opcode, length - payload_bytes, is_final, key[turn:] + key[:turn])
+                return header + view[payload + payload_bytes :]
+            payload_bytes -= length
+            is_open = not is_final
+        place = payload + length
+    # What follows may be a continuation, which needs something to continue.
+    begun = _header(opcode, 0, False, b"\0\0\0\0" if is_masked else b"") if is_open else b""
+    return begun + view[place:]
+
+
+def _header(opcode: int, length: int, is_final: bool, key: bytes) -> bytes:
+    first = opcode | (0x80 if is_final else 0)
+    masked = 0x80 if key else 0
+    if length < 126:
+        return bytes((first, masked | length)) + key
+    if length < 65_536:
+        return bytes((first, masked | 126)) + length.to_bytes(2, "big") + key
+    return bytes((first, masked | 127)) + length.to_bytes(8, "big") + key
 
 
 class MessageReader:

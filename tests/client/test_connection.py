@@ -419,13 +419,107 @@ async def test_the_websocket_below_can_be_taken_over():
     assert await theirs.receive_some() == b"open"
 
 
-async def test_a_connection_in_use_keeps_its_websocket():
-    for use in ("receive", "send"):
-        connection, peer = connection_and_peer()
+async def test_the_websocket_can_be_taken_over_behind_whole_messages():
+    connection, peer = connection_and_peer()
+    await connection.send_all(b"a request")
+    assert connection.is_detachable
+    stream, found = connection.detach()
+    assert found == b""
+    assert await peer.receive() == Binary(b"a request")
+    await stream.aclose()
+
+
+async def test_the_websocket_can_be_taken_over_behind_a_preamble():
+    """The frame that held the preamble goes on where reading stopped; a ping on the way is still answered."""
+    ours, theirs = memory_stream_pair()
+    connection = connection_over(ours)
+    connection.expect_preamble()
+    wire = encode_frame(2, b"ab") + encode_frame(9, b"1") + encode_frame(2, b"c and the r", fin=False)
+    await theirs.send_all(wire + encode_frame(0, b"est")[:3])
+    assert await connection.receive_some(3) == b"ab"
+    assert await connection.receive_some(1) == b"c"
+    stream, found = connection.detach()
+    assert found == encode_frame(9, b"1") + encode_frame(2, b" and the r", fin=False) + encode_frame(0, b"est")[:3]
+    with pytest.raises(trio.ClosedResourceError):
+        await connection.receive_some()
+    await stream.aclose()
+
+
+async def test_a_ping_that_was_answered_is_not_left():
+    connection, peer = connection_and_peer()
+    connection.expect_preamble()
+    await peer.send_ping(b"1")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(peer.send_binary, b"abc")
+        assert await connection.receive_some(2) == b"ab"
+    assert await connection.receive_some(1) == b"c"
+    await connection.send_all(b"answer")  # the pong goes first, if it has not gone before
+    assert [await peer.receive(), await peer.receive()] == [Pong(b"1"), Binary(b"answer")]
+    assert connection.detach()[1] == b""
+
+
+async def test_a_preamble_has_to_be_expected_before_it_is_read():
+    connection, peer = connection_and_peer()
+    await peer.send_binary(b"abc")
+    await connection.receive_some(1)
+    with pytest.raises(LocalProtocolError):
+        connection.expect_preamble()
+
+
+async def test_what_is_kept_has_a_bound():
+    connection, peer = connection_and_peer()
+    connection.expect_preamble()
+    async with trio.open_nursery() as nursery:
+        for expected in (True, True, False):
+            nursery.start_soon(peer.send_binary, bytes(50_000))
+            for _ in range(50):
+                await connection.receive_some(1_000)
+            assert connection.is_detachable is expected
+
+
+async def test_reading_on_ends_a_preamble():
+    connection, peer = connection_and_peer()
+    connection.expect_preamble()
+    await peer.send_binary(b"abc")
+    await connection.receive_some(1)
+    connection.read_on()
+    assert not connection.is_detachable
+    assert await connection.receive_some() == b"bc"
+
+
+async def test_a_connection_in_use_keeps_its_websocket(autojump_clock: MockClock):
+    async def read(connection: Connection, peer: WebSocketLeg) -> None:
         await peer.send_binary(b"x")
-        await (connection.receive_some() if use == "receive" else connection.send_all(b"x"))
+        await connection.receive_some()
+
+    async def read_messages(connection: Connection, peer: WebSocketLeg) -> None:
+        connection.expect_preamble()
+        await peer.send_binary(b"x")
+        await connection.messages().receive()
+
+    async def end(connection: Connection, _: WebSocketLeg) -> None:
+        await connection.send_eof()
+
+    async def close(connection: Connection, _: WebSocketLeg) -> None:
+        await connection.aclose()
+
+    for use in (read, read_messages, end, close):
+        connection, peer = connection_and_peer()
+        await use(connection, peer)
+        assert not connection.is_detachable
         with pytest.raises(LocalProtocolError):
             connection.detach()
+
+
+async def test_a_connection_that_somebody_reads_keeps_its_websocket():
+    connection, _ = connection_and_peer()
+    connection.expect_preamble()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(connection.receive_some)
+        await wait_all_tasks_blocked()
+        assert not connection.is_detachable
+        nursery.cancel_scope.cancel()
+    assert connection.is_detachable
 
 
 async def test_counters_and_name():

@@ -211,6 +211,35 @@ async def test_a_connection_that_was_used_is_joined_as_a_stream(relay: Relay):
             assert await exchange_after_end(client, accepted) == b"a reply to the end"
 
 
+@pytest.mark.parametrize("taken", [1, 5, 11])
+async def test_a_connection_goes_into_the_engine_behind_its_preamble(relay: Relay, taken: int):
+    """Whether the preamble ends with its message, inside it or before it: no byte is lost, and C carries the rest."""
+    async with relayed(relay) as (sender, accepted), tcp_pair() as (near, client), tcp_pair() as (far, server):
+        engine = shared_engine()
+        assert engine is not None
+        before = engine.statistics().completed
+        accepted.expect_preamble()
+        sender.expect_preamble()
+        await sender.send_all(b"hello")
+        await sender.send_all(b"again" + BLOB[:200_000])
+        await accepted.send_all(b"yes")
+        head = b""
+        while len(head) < taken:
+            head += await accepted.receive_some(taken - len(head))
+        assert head == (b"helloagain" + BLOB[:1])[:taken]
+        assert await sender.receive_some(3) == b"yes"
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(relaycore.splice, accepted, far)
+            rest = (b"helloagain" + BLOB[:200_000])[taken:]
+            received = b""
+            while len(received) < len(rest):
+                received += await server.receive_some(len(rest) - len(received))
+            assert received == rest
+            nursery.start_soon(relaycore.splice, near, sender)
+            assert await exchange_after_end(client, server) == b"a reply to the end"
+        assert engine.statistics().completed == before + 2
+
+
 async def test_an_abnormal_close_is_told_to_the_caller(relay: Relay):
     async with relayed(relay) as (sender, accepted), tcp_pair() as (near, client), trio.open_nursery() as nursery:
 

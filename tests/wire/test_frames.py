@@ -26,6 +26,7 @@ from relaycore.wire.frames import (
     Pong,
     Text,
     close_payload,
+    frames_behind,
     parse_close,
 )
 
@@ -423,3 +424,59 @@ def test_no_input_raises_anything_undocumented(data: bytes):
         events_of(source)
     except RemoteProtocolError:
         pass
+
+
+# What is left behind a preamble --------------------------------------------------------------------------------------
+
+data_messages = st.lists(
+    st.tuples(
+        st.sampled_from([OPCODE_TEXT, OPCODE_BINARY]),
+        st.lists(st.one_of(st.binary(max_size=9), st.binary(min_size=124, max_size=128)), min_size=1, max_size=3),
+        st.booleans(),
+    ),
+    max_size=4,
+)
+
+
+@given(data_messages, st.booleans(), st.data())
+def test_frames_go_on_behind_any_byte_that_was_taken(messages, is_masked, data):
+    wire, payload = b"", b""
+    for opcode, parts, has_ping in messages:
+        for index, part in enumerate(parts):
+            mask = data.draw(st.binary(min_size=4, max_size=4)) if is_masked else None
+            last = index == len(parts) - 1
+            wire += frame(OPCODE_CONTINUATION if index else opcode, part, fin=last, mask=mask)
+            payload += part
+            if has_ping:
+                wire += frame(OPCODE_PING, b"p", mask=mask)
+    read = wire[: data.draw(st.integers(0, len(wire)))]
+    in_hand = payload_of(read, is_masked)
+    taken = data.draw(st.integers(0, len(in_hand)))
+    rest = frames_behind(read, taken) + wire[len(read) :]
+    assert payload_of(rest, is_masked) == payload[taken:]
+
+
+def payload_of(wire: bytes, is_masked: bool) -> bytes:
+    """All payload, by a reader who begins anew and minds the rules."""
+    source = reader(masked=is_masked)
+    source.receive_data(wire)
+    found = b""
+    while True:
+        found += source.take_bytes()
+        match source.next_event():
+            case Ping(b"p"):
+                pass
+            case None:
+                return found
+            case other:
+                raise AssertionError(other)
+
+
+@pytest.mark.parametrize("length", [126, 65_535, 65_536])
+def test_long_frames_go_on_too(length):
+    payload = bytes(range(256)) * (length // 256 + 1)
+    wire = frame(OPCODE_BINARY, payload[:length])
+    for taken in (1, length - 65_535, length - 125, length):
+        if taken > 0:
+            rest = frames_behind(wire[:-3], min(taken, length - 3)) + wire[-3:]
+            assert payload_of(rest, False) == payload[min(taken, length - 3) : length]
