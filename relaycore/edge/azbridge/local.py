@@ -42,6 +42,8 @@ _SILENT_REASONS: Final = ("", "Shutdown", "CloseAsync")
 async def request_port(connection: Connection, port_name: str, *, udp: bool = False) -> None:
     """Ask for a port, and wait for the yes. Only the caller has a deadline; azbridge's listener answers at once.
 
+    Afterwards the connection is as fit for `splice` as a new one.
+
     Args:
       connection: just opened; nothing was sent or read. It stays the caller's, and is good for nothing after a no.
       port_name: at most 255 bytes of UTF-8.
@@ -53,6 +55,8 @@ async def request_port(connection: Connection, port_name: str, *, udp: bool = Fa
       StreamLost, StreamGarbled: as `Connection.receive_some`.
     """
     mode = Mode.DATAGRAM if udp else Mode.STREAM
+    if not udp:
+        connection.expect_preamble()
     await connection.send_all(encode_request(port_name, mode))
     reader = ReplyReader()
     while wanted := reader.bytes_wanted:

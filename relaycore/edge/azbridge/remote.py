@@ -147,12 +147,14 @@ async def serve(
       StreamLost, StreamClosed, StreamGarbled, RemoteProtocolError: as `splice`.
     """
     try:
+        connection.expect_preamble()
         request = await _read_request(connection, request_timeout)
         binding = await _choose(connection, ports, request)
         if early_reply:
             await connection.send_all(Reply.accepting(request.mode).value)
         if binding.is_udp:
             with await _or_tell(connection, dial_datagrams(binding)) as socket:
+                connection.read_on()
                 if not early_reply:
                     await connection.send_all(Reply.DATAGRAM_ACCEPTED.value)
                 return await _serve_datagrams(connection, binding, socket, datagram_idle_timeout)
