@@ -28,6 +28,7 @@ import trio
 
 from ..errors import ConfigError, LocalProtocolError, RelayError
 from ..net.connect import parse_ws_url
+from ..net.proxy import Proxy
 from ..net.tasks import alone
 from ..trace import Trace
 from ..wire.connection_string import ConnectionString
@@ -351,6 +352,7 @@ async def serve_asgi(  # noqa: ASYNC128 - the server tells the status
     cafile: str | os.PathLike[str] | None = None,
     ssl_context: ssl.SSLContext | None = None,
     tls: bool = True,
+    proxy: str | Proxy | None = None,
     root_path: str | None = None,
     max_concurrent: int = 256,
     lifespan: Literal["auto", "on", "off"] = "auto",
@@ -380,7 +382,7 @@ async def serve_asgi(  # noqa: ASYNC128 - the server tells the status
 
     Args:
       app: the application.
-      connection_string, path, token, cafile, ssl_context, tls, listener_id, clock: as for `open_listener`.
+      connection_string, path, token, cafile, ssl_context, tls, proxy, listener_id, clock: as for `open_listener`.
       root_path: the application's ``root_path``, which stands in front of its paths; without it ``/PATH``, as the
         senders see it. ``""`` hides the hybrid connection from the application.
       max_concurrent: requests, and likewise WebSockets, at one time; further ones are answered 503.
@@ -397,7 +399,7 @@ async def serve_asgi(  # noqa: ASYNC128 - the server tells the status
       AuthorizationFailed, ConnectionLost: as `open_listener`.
       whatever the application's lifespan raises between its start and its end.
     """
-    endpoint = resolve_endpoint(connection_string, path, cafile=cafile, ssl_context=ssl_context, tls=tls)
+    endpoint = resolve_endpoint(connection_string, path, cafile=cafile, ssl_context=ssl_context, tls=tls, proxy=proxy)
     if lifespan not in ("auto", "on", "off"):
         raise ConfigError("is one of 'auto', 'on' and 'off'", key="lifespan")
     if max_concurrent < 1:  # before the application starts
@@ -421,6 +423,7 @@ async def serve_asgi(  # noqa: ASYNC128 - the server tells the status
             cafile=cafile,
             ssl_context=ssl_context,
             tls=tls,
+            proxy=proxy,
             wait_online=wait_online,
             listener_id=listener_id,
             backlog=max_concurrent,

@@ -19,6 +19,7 @@ import trio_websocket
 from ..errors import ConnectionLost
 from ..net.connect import WebSocketUrl, open_transport
 from ..net.errors import StreamClosed, StreamLost
+from ..net.proxy import Proxy
 from ..net.websocket import RECEIVE_BYTES
 from ..vocab import BytesLike
 from ..wire.handshake import check_101
@@ -234,7 +235,11 @@ class ControlChannel(trio.abc.AsyncResource):
 
 
 async def open_control_channel(
-    nursery: trio.Nursery, url: WebSocketUrl, credential: Credential, ssl_context: ssl.SSLContext | None
+    nursery: trio.Nursery,
+    url: WebSocketUrl,
+    credential: Credential,
+    ssl_context: ssl.SSLContext | None,
+    proxy: Proxy | None = None,
 ) -> ControlChannel:
     """Dial, register, and return the channel.
 
@@ -244,10 +249,11 @@ async def open_control_channel(
       url: see `build_listen_url`.
       credential: goes into a header.
       ssl_context: for ``wss``; None is the system's store.
+      proxy: to dial through.
 
     Raises: as `open_websocket`.
     """
-    stream = AnsweredStream(await open_transport(url, ssl_context))
+    stream = AnsweredStream(await open_transport(url, ssl_context, proxy))
     try:
         websocket = await trio_websocket.wrap_client_stream(
             nursery,

@@ -1,4 +1,5 @@
-"""What a listener and a sender need to know before they dial: which relay, which hybrid connection, which TLS."""
+"""What a listener and a sender need to know before they dial: which relay, which hybrid connection, which TLS,
+which proxy."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 
 from ..errors import ConfigError
 from ..net.connect import client_ssl_context
+from ..net.proxy import Proxy, choose_proxy
 from ..wire.connection_string import ConnectionString, parse_connection_string
 
 __all__ = ["RelayEndpoint", "resolve_endpoint"]
@@ -23,12 +25,14 @@ class RelayEndpoint:
       path: the hybrid connection, without slashes at its ends.
       base_url: ``wss://HOST[:PORT]`` or ``ws://...``.
       ssl_context: for every ``wss`` connection, rendezvous included; None is the system's store.
+      proxy: for every connection, rendezvous included; None dials directly.
     """
 
     settings: ConnectionString
     path: str
     base_url: str
     ssl_context: ssl.SSLContext | None
+    proxy: Proxy | None = None
 
 
 def resolve_endpoint(
@@ -38,11 +42,13 @@ def resolve_endpoint(
     cafile: str | os.PathLike[str] | None,
     ssl_context: ssl.SSLContext | None,
     tls: bool,
+    proxy: str | Proxy | None = None,
 ) -> RelayEndpoint:
     """Put the arguments of `open_listener` and `open_stream` together.
 
     Raises:
-      ConfigError: the connection string is wrong, no hybrid connection is named, or TLS is asked for in two ways.
+      ConfigError: the connection string is wrong, no hybrid connection is named, TLS is asked for in two ways, or the
+        proxy's URL is none.
     """
     # What an unset variable of the environment gives, or two arguments in the wrong order; neither is shown: the other
     # one may be the connection string.
@@ -70,4 +76,5 @@ def resolve_endpoint(
         path=path,
         base_url=base_url,
         ssl_context=client_ssl_context(cafile) if cafile is not None else ssl_context,
+        proxy=choose_proxy(proxy, connection_string.host) if isinstance(proxy, str) else proxy,
     )

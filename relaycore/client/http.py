@@ -18,6 +18,7 @@ from typing import Final, TypeAlias
 import trio
 
 from ..errors import LocalProtocolError
+from ..net.proxy import Proxy
 from ..trace import Trace
 from ..wire.connection_string import ConnectionString
 from ..wire.limits import PING_INTERVAL
@@ -66,6 +67,7 @@ async def serve_http(
     cafile: str | os.PathLike[str] | None = None,
     ssl_context: ssl.SSLContext | None = None,
     tls: bool = True,
+    proxy: str | Proxy | None = None,
     max_concurrent: int = DEFAULT_MAX_CONCURRENT,
     flush_after: float = DEFAULT_FLUSH_AFTER_S,
     keep_alive_s: float = PING_INTERVAL,
@@ -95,8 +97,8 @@ async def serve_http(
       max_concurrent: requests under way; further ones are answered with 503.
       flush_after: seconds until the beginning of a response that is not complete leaves by itself.
       task_status: gets the listener once it is registered.
-      connection_string, path, token, cafile, ssl_context, tls, keep_alive_s, listener_id, trace, rng, clock: as for
-        `open_listener`.
+      connection_string, path, token, cafile, ssl_context, tls, proxy, keep_alive_s, listener_id, trace, rng, clock: as
+        for `open_listener`.
 
     Raises: as `open_listener` with ``wait_online``.
     """
@@ -109,6 +111,7 @@ async def serve_http(
         cafile=cafile,
         ssl_context=ssl_context,
         tls=tls,
+        proxy=proxy,
         max_concurrent=max_concurrent,
         flush_after=flush_after,
         keep_alive_s=keep_alive_s,

@@ -32,6 +32,7 @@ import trio
 from ..errors import ConnectionLost, LocalProtocolError, Refused, RelayError, RemoteProtocolError
 from ..net.errors import StreamLost
 from ..net.linger import cut
+from ..net.proxy import Proxy
 from ..net.tasks import alone, bounded, leaves
 from ..net.websocket import WebSocketLeg
 from ..vocab import BytesLike
@@ -78,12 +79,14 @@ class ExchangeSettings:
         could otherwise strip it off.
       ssl_context: for the rendezvous; None is the system's store.
       flush_after_s: see `DEFAULT_FLUSH_AFTER_S`.
+      proxy: to dial the rendezvous through.
     """
 
     path: str
     is_tls: bool
     ssl_context: ssl.SSLContext | None
     flush_after_s: float = DEFAULT_FLUSH_AFTER_S
+    proxy: Proxy | None = None
 
 
 class RequestFailed(RelayError):
@@ -298,7 +301,9 @@ class Exchange:
 
     async def _dial(self) -> WebSocketLeg:
         settings = self.settings
-        return await dial_rendezvous(self.message.address, is_tls=settings.is_tls, ssl_context=settings.ssl_context)
+        return await dial_rendezvous(
+            self.message.address, is_tls=settings.is_tls, ssl_context=settings.ssl_context, proxy=settings.proxy
+        )
 
     async def _fetch(self) -> None:
         """Get the request itself, which waits behind its address.

@@ -17,6 +17,7 @@ import trio
 from ..errors import RemoteProtocolError
 from ..net.connect import open_websocket, parse_ws_url
 from ..net.errors import StreamClosed, StreamLost
+from ..net.proxy import Proxy
 from ..net.tasks import bounded
 from ..net.websocket import WebSocketLeg
 from ..wire.frames import Close
@@ -122,13 +123,16 @@ class RequestRendezvous:
         await self.leg.aclose()
 
 
-async def dial_rendezvous(address: str, *, is_tls: bool, ssl_context: ssl.SSLContext | None) -> WebSocketLeg:
+async def dial_rendezvous(
+    address: str, *, is_tls: bool, ssl_context: ssl.SSLContext | None, proxy: Proxy | None = None
+) -> WebSocketLeg:
     """Open a WebSocket to a request's address, in at most 20 seconds. Whoever calls owns it.
 
     Args:
       address: as it came; a secret, which no error repeats.
       is_tls: whether it came over TLS, which it may not leave then.
       ssl_context: for ``wss``; None is the system's store.
+      proxy: to dial through.
 
     Raises:
       RemoteProtocolError: the address is no WebSocket URL with a query, or drops TLS.
@@ -140,5 +144,5 @@ async def dial_rendezvous(address: str, *, is_tls: bool, ssl_context: ssl.SSLCon
     if "?" not in url.resource:
         raise RemoteProtocolError("the rendezvous address has no query", section="7.1")
     with bounded(LISTENER_RENDEZVOUS_TIMEOUT):
-        opened = await open_websocket(url, ssl_context=ssl_context)
+        opened = await open_websocket(url, ssl_context=ssl_context, proxy=proxy)
     return opened.leg

@@ -10,6 +10,7 @@ from typing import Final, TypeAlias
 
 from ..errors import LocalProtocolError, Refused, RemoteProtocolError
 from ..net.connect import open_websocket, parse_ws_url
+from ..net.proxy import Proxy
 from ..wire.address import build_reject_url, decode_path, split_target, strip_query
 from ..wire.http1 import Headers
 from ..wire.messages import Accept as AcceptMessage
@@ -92,6 +93,7 @@ class Invitation:
       is_tls: whether it came over TLS. The rendezvous then has to use TLS too: whoever can forge the address could
         otherwise strip it off.
       ssl_context: for the rendezvous; None is the system's store.
+      proxy: for the rendezvous.
       max_message_bytes: see `Connection.messages`.
 
     Raises:
@@ -107,6 +109,7 @@ class Invitation:
         is_tls: bool,
         ssl_context: ssl.SSLContext | None,
         max_message_bytes: int,
+        proxy: Proxy | None = None,
     ) -> None:
         self._address = message.address
         self._url = parse_ws_url(message.address)
@@ -115,6 +118,7 @@ class Invitation:
         if "?" not in self._url.resource:
             raise RemoteProtocolError("the rendezvous address has no query", section="7.1")
         self._ssl_context = ssl_context
+        self._proxy = proxy
         self._max_message_bytes = max_message_bytes
         raw_path, raw_query = split_target(self._url.resource)
         # The relay found our entity at the front of this path, so the suffix begins as many segments further on.
@@ -145,10 +149,6 @@ class Invitation:
             decision = Accept()
         if not isinstance(decision, Accept | Reject):
             raise LocalProtocolError(f"an accept handler returns Accept, Reject or None, not {type(decision).__name__}")
-        if isinstance(decision, Accept):
-            offered = self.incoming.subprotocols
-            if decision.subprotocol == FIRST_OFFERED:
-                return Accept(offered[0] if offered else None)
         return self.check(decision)
 
     def check(self, decision: Accept | Reject) -> Accept | Reject:
@@ -157,6 +157,10 @@ class Invitation:
         Raises:
           LocalProtocolError: a sub-protocol that was not offered.
         """
+        if isinstance(decision, Accept):
+            offered = self.incoming.subprotocols
+            if decision.subprotocol == FIRST_OFFERED:
+                return Accept(offered[0] if offered else None)
             if decision.subprotocol is not None and decision.subprotocol not in offered:
                 raise LocalProtocolError(f"the sender did not offer the sub-protocol {decision.subprotocol!r}")
         return decision
@@ -166,6 +170,7 @@ class Invitation:
         opened = await open_websocket(
             self._url,
             ssl_context=self._ssl_context,
+            proxy=self._proxy,
             protocols=() if subprotocol is None else (subprotocol,),
             max_message_bytes=self._max_message_bytes,
         )
@@ -190,7 +195,7 @@ class Invitation:
         """
         url = parse_ws_url(build_reject_url(self._address, rejection.status, rejection.description))
         try:
-            opened = await open_websocket(url, ssl_context=self._ssl_context)
+            opened = await open_websocket(url, ssl_context=self._ssl_context, proxy=self._proxy)
         except Refused as error:
             if error.http_status != _GONE:
                 raise

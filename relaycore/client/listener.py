@@ -35,6 +35,7 @@ import trio
 from ..errors import AuthorizationFailed, ConfigError, RelayError
 from ..net.connect import WebSocketUrl, parse_ws_url
 from ..net.errors import StreamLost
+from ..net.proxy import Proxy
 from ..net.tasks import alone, bounded, leaves
 from ..net.websocket import DEFAULT_MAX_MESSAGE_BYTES
 from ..trace import CLIENT_OFFLINE, CLIENT_ONLINE, CLIENT_RECONNECTING, INTERNAL_ERROR, Trace
@@ -62,8 +63,8 @@ from .http_response import encode_refusal
 from .invitation import AcceptHandler, Invitation, Reject
 from .reconnect import Backoff, renewal_delay
 from .status import EventStream, ListenerEvent, ListenerState, ListenerStatus, Offline, Online, Reconnecting
-
 from .waiting import SenderHandler, WaitingSender
+
 __all__ = ["Listener", "open_listener"]
 
 DEFAULT_BACKLOG: Final = 64
@@ -102,8 +103,8 @@ class _Settings:
     listener_id: ListenerId
     source: TokenSource
     handler: AcceptHandler | None
-    request_handler: RequestHandler | None
     sender_handler: SenderHandler | None
+    request_handler: RequestHandler | None
     max_concurrent: int
     exchanges: ExchangeSettings
     backlog: int
@@ -330,7 +331,7 @@ class Listener(trio.abc.Listener[Connection]):
                 async with trio.open_nursery() as nursery:
                     with bounded(LISTENER_RENDEZVOUS_TIMEOUT):
                         channel = await open_control_channel(
-                            nursery, settings.url, credential, settings.endpoint.ssl_context
+                            nursery, settings.url, credential, settings.endpoint.ssl_context, settings.endpoint.proxy
                         )
                     async with channel:
                         self._note_online(channel)
@@ -428,16 +429,17 @@ class Listener(trio.abc.Listener[Connection]):
                 path=self._path,
                 is_tls=settings.url.is_tls,
                 ssl_context=settings.endpoint.ssl_context,
+                proxy=settings.endpoint.proxy,
                 max_message_bytes=settings.max_message_bytes,
             )
             if self._is_closed:
                 await self._refuse(invitation, _CLOSING)
             elif self._slots_taken >= settings.backlog:
                 await self._refuse(invitation, _BUSY)
-            else:
-                await self._take_in_slot(invitation)
             elif settings.sender_handler is not None:
                 await self._hand_over(invitation, settings.sender_handler)
+            else:
+                await self._take_in_slot(invitation)
         except RelayError as error:
             self._counters.accepts_failed += 1
             _log.warning("! an invitation is of no use: %s", error)
@@ -478,13 +480,13 @@ class Listener(trio.abc.Listener[Connection]):
         if isinstance(decision, Reject):
             await self._refuse(invitation, decision)
             return None
-        try:
-            with bounded(LISTENER_RENDEZVOUS_TIMEOUT):
         with contextlib.suppress(RelayError):  # counted and logged
             return await self._rendezvous(invitation, decision.subprotocol)
         return None
 
     async def _rendezvous(self, invitation: Invitation, subprotocol: str | None) -> Connection:
+        try:
+            with bounded(LISTENER_RENDEZVOUS_TIMEOUT):
                 return await invitation.accept(subprotocol)
         except RelayError as error:
             self._counters.accepts_failed += 1
@@ -640,12 +642,13 @@ async def open_listener(
     *,
     path: str | None = None,
     accept: AcceptHandler | None = None,
+    on_sender: SenderHandler | None = None,
     on_request: RequestHandler | None = None,
     token: str | TokenProvider | None = None,
-    on_sender: SenderHandler | None = None,
     cafile: str | os.PathLike[str] | None = None,
     ssl_context: ssl.SSLContext | None = None,
     tls: bool = True,
+    proxy: str | Proxy | None = None,
     wait_online: bool = True,
     listener_id: str | None = None,
     backlog: int = DEFAULT_BACKLOG,
@@ -673,17 +676,19 @@ async def open_listener(
       path: the hybrid connection, if the connection string has no ``EntityPath``, or instead of it.
       accept: decides about each sender, see `AcceptHandler`; without it everyone is accepted. It has 30 seconds. If it
         raises, the sender gets 502 and the log the traceback.
-      on_request: serves HTTP requests, see `RequestHandler`; each runs in a task of its own. Without it they are
-        answered with 501. `serve_http` is the comfortable way.
-      token: instead of the connection string's key: a token that is sent as it is and never renewed, or a function that
       on_sender: instead of ``accept`` and of `Listener.accept`: takes care of each sender in a task of its own, see
         `WaitingSender`; it may find out first whether the sender can be served. Closing the listener cancels it, which
         refuses a sender that is not answered yet with 503; a connection that has to outlive that is for another task.
         An exception out of it is logged, and is a 502 to a sender that still waits.
+      on_request: serves HTTP requests, see `RequestHandler`; each runs in a task of its own. Without it they are
+        answered with 501. `serve_http` is the comfortable way.
+      token: instead of the connection string's key: a token that is sent as it is and never renewed, or a function that
         makes them, see `TokenProvider`.
       cafile: PEM file of the only authorities to trust, for private ones; the system's store without it.
       ssl_context: instead of ``cafile``; it has to verify. There is no way to go without.
       tls: False dials plain ``ws``, for a relay behind something else that encrypts.
+      proxy: URL of an HTTP or SOCKS5 proxy to dial through, also to each rendezvous; ``env`` for the one that the
+        environment names; none without it.
       wait_online: wait for the registration before the block begins. False begins at once.
       listener_id: a GUID by which senders may choose this listener; a fresh one without it.
       backlog: connections on their way in or waiting for ``accept()``, with ``on_sender`` those without an answer;
@@ -706,17 +711,17 @@ async def open_listener(
     Other failures, such as no network, 404 or 5xx, are waited out with ``wait_online`` too; put `trio.fail_after`
     around where that may take too long.
     """
-    endpoint = resolve_endpoint(connection_string, path, cafile=cafile, ssl_context=ssl_context, tls=tls)
+    endpoint = resolve_endpoint(connection_string, path, cafile=cafile, ssl_context=ssl_context, tls=tls, proxy=proxy)
     source = token_source(endpoint.settings, token, clock=clock)
     if source is None:
         raise ConfigError("a listener needs a key or a token", key="SharedAccessKey")
+    if accept is not None and on_sender is not None:
+        raise ConfigError("give accept or on_sender, not both", key="on_sender")
     if listener_id is not None and not is_guid(listener_id):
         raise ConfigError("must be a GUID", key="listener_id")
     if backlog < 1:
         raise ConfigError("must be at least 1", key="backlog")
     if max_concurrent < 1:
-    if accept is not None and on_sender is not None:
-        raise ConfigError("give accept or on_sender, not both", key="on_sender")
         raise ConfigError("must be at least 1", key="max_concurrent")
     if max_message_bytes < 1:
         raise ConfigError("must be at least 1", key="max_message_bytes")
@@ -731,12 +736,12 @@ async def open_listener(
             listener_id=identity,
             source=source,
             handler=accept,
+            sender_handler=on_sender,
             request_handler=on_request,
             max_concurrent=max_concurrent,
-            exchanges=ExchangeSettings(endpoint.path, url.is_tls, endpoint.ssl_context, flush_after),
+            exchanges=ExchangeSettings(endpoint.path, url.is_tls, endpoint.ssl_context, flush_after, endpoint.proxy),
             backlog=backlog,
             keep_alive_s=keep_alive_s,
-            sender_handler=on_sender,
             max_message_bytes=max_message_bytes,
             trace=trace or Trace(),
             rng=rng or random.Random(),

@@ -30,11 +30,13 @@ import trio
 
 from ..errors import ConfigError, ConnectionLost, EndpointAlreadyExists, EndpointNotFound, Refused, RemoteProtocolError
 from ..net.connect import open_transport, parse_ws_url
+from ..net.proxy import Proxy
 from ..vocab import Right
 from ..wire.connection_string import ConnectionString
 from ..wire.http1 import ResponseHead, ResponseReader, build_request
 from ..wire.sas import make_token
 from ..wire.status import parse_reason, refused_from_status
+from .credentials import TokenProvider, TokenSource
 
 __all__ = ["Entity", "ManagementClient", "Rule", "new_key"]
 
@@ -107,7 +109,9 @@ class ManagementClient:
 
     Args:
       connection: where and with which key; needs a rule with Manage. Its entity path plays no part here.
+      token: makes tokens, instead of the connection string's key.
       ssl_context: trust for ``wss``; the system's by default.
+      proxy: to dial through.
       now_unix: wall clock, for tokens.
     """
 
@@ -115,12 +119,16 @@ class ManagementClient:
         self,
         connection: ConnectionString,
         *,
+        token: TokenProvider | None = None,
         ssl_context: ssl.SSLContext | None = None,
+        proxy: Proxy | None = None,
         now_unix: Callable[[], float] = time.time,
     ) -> None:
         self._connection = connection
         self._url = parse_ws_url(f"{connection.base_url}/")
+        self._provider = token
         self._ssl_context = ssl_context
+        self._proxy = proxy
         self._now_unix = now_unix
 
     async def list_entities(self) -> list[Entity]:
@@ -202,7 +210,7 @@ class ManagementClient:
     ) -> _Answer:
         fields = [
             ("Host", self._url.host_header),
-            ("Authorization", self._token(path)),
+            ("Authorization", await self._token(path)),
             ("X-PROCESS-AT", "ServiceBus"),  # tells us from a request that is to be relayed (wire contract 16)
             ("Accept", "application/atom+xml"),
             ("Connection", "close"),
@@ -222,19 +230,21 @@ class ManagementClient:
             raise _refusal(answer)
         return answer
 
-    def _token(self, path: str) -> str:
+    async def _token(self, path: str) -> str:
         """A token for just this path: should it leak, it is good for nothing else."""
         connection = self._connection
+        # The list stands above all hybrid connections: only the namespace's own resource covers it.
+        resource = f"http://{connection.host.lower()}/{'' if path.startswith('$') else quote(path, safe='/') + '/'}"
+        if self._provider is not None:
+            return (await TokenSource(self._provider, resource, is_renewable=True).fetch()).text
         if connection.signature is not None:
             return connection.signature
         if connection.key_name is None or connection.key is None:
             raise ConfigError("holds neither a key nor a signature", source="connection string")
-        # The list stands above all hybrid connections: only the namespace's own resource covers it.
-        resource = f"http://{connection.host.lower()}/{'' if path.startswith('$') else quote(path, safe='/') + '/'}"
         return make_token(resource, connection.key_name, connection.key, int(self._now_unix() + TOKEN_LIFETIME))
 
     async def _exchange(self, request: bytes) -> _Answer:
-        async with await open_transport(self._url, self._ssl_context) as stream:
+        async with await open_transport(self._url, self._ssl_context, self._proxy) as stream:
             try:
                 await stream.send_all(request)
                 return await self._read_answer(stream)

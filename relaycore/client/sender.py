@@ -14,6 +14,7 @@ import trio
 
 from ..errors import ConfigError, ConnectionLost
 from ..net.connect import open_websocket, parse_ws_url
+from ..net.proxy import Proxy
 from ..net.websocket import DEFAULT_MAX_MESSAGE_BYTES
 from ..wire.address import build_connect_url, strip_query
 from ..wire.connection_string import ConnectionString
@@ -44,6 +45,7 @@ async def open_stream(
     cafile: str | os.PathLike[str] | None = None,
     ssl_context: ssl.SSLContext | None = None,
     tls: bool = True,
+    proxy: str | Proxy | None = None,
     connect_timeout: float | None = None,
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
     clock: Callable[[], float] = time.time,
@@ -68,6 +70,8 @@ async def open_stream(
       cafile: PEM file of the only authorities to trust, for private ones; the system's store without it.
       ssl_context: instead of ``cafile``; it has to verify. There is no way to go without.
       tls: False dials plain ``ws``, for a relay behind something else that encrypts.
+      proxy: URL of an HTTP or SOCKS5 proxy to dial through, ``env`` for the one that the environment names; none
+        without it.
       connect_timeout: seconds until the listener has accepted; without it the connection string's ``OperationTimeout``,
         and 70 if it has none.
       max_message_bytes: bound on one message, see `Connection.messages`.
@@ -84,7 +88,7 @@ async def open_stream(
       ConnectionLost: network or TLS; no answer in time. An untrusted certificate is an `ssl.SSLCertVerificationError`
         in ``__cause__``.
     """
-    endpoint = resolve_endpoint(connection_string, path, cafile=cafile, ssl_context=ssl_context, tls=tls)
+    endpoint = resolve_endpoint(connection_string, path, cafile=cafile, ssl_context=ssl_context, tls=tls, proxy=proxy)
     pairs = list(headers.items() if isinstance(headers, Mapping) else headers)
     _check(pairs, subprotocols)
     identity = tracking_id if tracking_id is not None else str(uuid.uuid4())
@@ -104,6 +108,7 @@ async def open_stream(
             opened = await open_websocket(
                 url,
                 ssl_context=endpoint.ssl_context,
+                proxy=endpoint.proxy,
                 headers=pairs,
                 protocols=subprotocols,
                 max_message_bytes=max_message_bytes,

@@ -21,6 +21,8 @@ import trio
 from ..errors import ConfigError, ConnectionLost, RemoteProtocolError
 from ..wire.handshake import check_101, new_key
 from ..wire.http1 import Headers, ResponseHead, ResponseReader, build_request
+from .proxy import Proxy
+from .proxy_dial import open_tcp
 from .websocket import DEFAULT_MAX_MESSAGE_BYTES, RECEIVE_BYTES, WebSocketLeg
 
 __all__ = ["OpenedWebSocket", "WebSocketUrl", "client_ssl_context", "open_transport", "open_websocket", "parse_ws_url"]
@@ -104,21 +106,22 @@ def _new_context(cafile: str | os.PathLike[str] | None) -> ssl.SSLContext:
     return context
 
 
-async def open_transport(url: WebSocketUrl, ssl_context: ssl.SSLContext | None) -> trio.abc.Stream:
+async def open_transport(
+    url: WebSocketUrl, ssl_context: ssl.SSLContext | None, proxy: Proxy | None = None
+) -> trio.abc.Stream:
     """Connect to the URL's host, with TLS if its scheme asks for it.
 
     Args:
       url: where; only host, port and scheme count.
       ssl_context: for ``wss``; None is `client_ssl_context()`.
+      proxy: to dial through; TLS goes on to the URL's host.
 
     Raises:
       ConnectionLost: no address answered, or TLS failed; a refused certificate is an `ssl.SSLCertVerificationError` in
         ``__cause__``.
+      ProxyFailed: a `ConnectionLost` too; the proxy did it.
     """
-    try:
-        tcp = await trio.open_tcp_stream(url.host, url.port)
-    except (OSError, UnicodeError) as error:  # the second: a name that DNS cannot spell
-        raise ConnectionLost(f"cannot connect to {url.host_header}: {error}") from error
+    tcp = await open_tcp(url.host, url.port, proxy)
     if not url.is_tls:
         return tcp
     # https_compatible: the WebSocket Close says where the data ends; TLS need not say it again.
@@ -148,6 +151,7 @@ async def open_websocket(
     url: WebSocketUrl,
     *,
     ssl_context: ssl.SSLContext | None = None,
+    proxy: Proxy | None = None,
     headers: Iterable[tuple[str, str]] = (),
     protocols: Sequence[str] = (),
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
@@ -157,6 +161,7 @@ async def open_websocket(
     Args:
       url: where.
       ssl_context: for ``wss``; None is `client_ssl_context()`.
+      proxy: see `open_transport`.
       headers: added to those of the handshake.
       protocols: sub-protocols to offer, the preferred one first.
       max_message_bytes: see `WebSocketLeg`.
@@ -166,7 +171,7 @@ async def open_websocket(
       Refused: the answer was another status than 101; the subclass is the status's.
       RemoteProtocolError: the answer is not HTTP, or its 101 does not fit what was asked.
     """
-    stream = await open_transport(url, ssl_context)
+    stream = await open_transport(url, ssl_context, proxy)
     try:
         key = new_key(os.urandom(16))
         request = [

@@ -5,11 +5,12 @@ Source: connection manager 8.4; the variables are those that curl reads.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeAlias
 from urllib.parse import unquote
 
 from ..errors import ConfigError
@@ -21,6 +22,8 @@ _URL = re.compile(
     r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._\-]+)(?::(?P<port>\d{1,5}))?/?",
     re.IGNORECASE,
 )
+
+_Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,9 @@ def choose_proxy(setting: str, host: str, environ: Mapping[str, str] = os.enviro
     Args:
       setting: ``none``, ``env``, or a URL.
       host: to be reached, IPv6 with or without brackets.
-      environ: for ``env``: ``HTTPS_PROXY`` and ``ALL_PROXY``, in small letters first, but for hosts of ``NO_PROXY``.
+      environ: for ``env``: ``HTTPS_PROXY`` and ``ALL_PROXY``, in small letters first, but for hosts of ``NO_PROXY`` and
+        this machine's own. A proxy without scheme there takes CONNECT. ``NO_PROXY`` holds names, which cover what is
+        below them, addresses, networks such as ``10.0.0.0/8``, or ``*``.
 
     Raises:
       ConfigError: the URL is none.
@@ -82,16 +87,35 @@ def choose_proxy(setting: str, host: str, environ: Mapping[str, str] = os.enviro
         for spelling in (name, name.upper()):
             url = environ.get(spelling, "")
             if url:
-                return None if _is_excepted(host, environ) else parse_proxy_url(url, source=spelling)
+                if _is_excepted(host, environ):
+                    return None
+                return parse_proxy_url(url if "://" in url else f"http://{url}", source=spelling)
     return None
 
 
 def _is_excepted(host: str, environ: Mapping[str, str]) -> bool:
     host = host.strip("[]").lower().rstrip(".")
-    if host in ("localhost", "::1") or host.startswith("127."):
+    address = _read_address(host)
+    if host == "localhost" or (address is not None and address.is_loopback):
         return True
-    for entry in (environ.get("no_proxy") or environ.get("NO_PROXY", "")).lower().split(","):
-        entry = entry.strip()
-        if entry == "*" or (entry and (host == entry.lstrip(".") or host.endswith("." + entry.lstrip(".")))):
+    for entry in re.split(r"[,\s]+", (environ.get("no_proxy") or environ.get("NO_PROXY", "")).lower()):
+        entry = entry.strip("[]").strip(".")
+        if entry == "*" or (entry and (host == entry or (address is None and host.endswith(f".{entry}")))):
+            return True
+        if address is not None and _is_in(address, entry):
             return True
     return False
+
+
+def _read_address(text: str) -> _Address | None:
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        return None
+
+
+def _is_in(address: _Address, network: str) -> bool:
+    try:
+        return address in ipaddress.ip_network(network, strict=False)
+    except ValueError:
+        return False

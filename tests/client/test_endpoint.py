@@ -10,6 +10,7 @@ import trustme
 
 from relaycore.client.endpoint import resolve_endpoint
 from relaycore.errors import ConfigError
+from relaycore.net.proxy import Proxy
 
 PLAIN = "Endpoint=sb://relay.example:9443/"
 OPTIONS = {"cafile": None, "ssl_context": None, "tls": True}
@@ -60,3 +61,19 @@ def test_one_way_to_choose_authorities(tmp_path: Path):
     assert resolve_endpoint(PLAIN, "x", **{**OPTIONS, "ssl_context": context}).ssl_context is context
     with pytest.raises(ConfigError, match="not both"):
         resolve_endpoint(PLAIN, "x", **{**OPTIONS, "cafile": cafile, "ssl_context": context})
+
+
+def test_a_proxy_may_be_named_in_three_ways(monkeypatch: pytest.MonkeyPatch):
+    """connection manager 6 #14: environment variables, and an override per connection."""
+    proxy = Proxy("http", "p", 1)
+    assert resolve_endpoint(PLAIN, "x", **OPTIONS).proxy is None
+    assert resolve_endpoint(PLAIN, "x", **OPTIONS, proxy=proxy).proxy is proxy
+    assert resolve_endpoint(PLAIN, "x", **OPTIONS, proxy="socks5://p:1").proxy == Proxy("socks5", "p", 1)
+    for name in ("https_proxy", "all_proxy", "no_proxy", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTPS_PROXY", "http://p:1")
+    assert resolve_endpoint(PLAIN, "x", **OPTIONS, proxy="env").proxy == proxy
+    monkeypatch.setenv("NO_PROXY", "relay.example")
+    assert resolve_endpoint(PLAIN, "x", **OPTIONS, proxy="env").proxy is None
+    with pytest.raises(ConfigError, match="proxy"):
+        resolve_endpoint(PLAIN, "x", **OPTIONS, proxy="ftp://p")
