@@ -3,9 +3,6 @@
 Who may use it: the user the program runs as, and root. The file's mode says so (0600), the directory too, and the
 kernel is asked about each connection, because modes are changed by people who then forget it.
 
-One program to a socket: the winner of a lock on the file beside it. The lock goes with its process, however that ended,
-so a socket file without one is left over and is replaced.
-
 A client that vanishes ends the call it has made. To tell it from one that has only finished sending, as ``echo | nc``
 does, a read that ends is not enough; the kernel's POLLHUP is what is meant, and Trio does not wait for it, so it is
 looked for once a second.
@@ -13,15 +10,10 @@ looked for once a second.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import logging
 import os
 import select
-import socket
-import stat
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -31,6 +23,7 @@ import trio
 from ...errors import ConfigError, RelayError
 from ...net.tasks import alone
 from .protocol import Arguments, Call, Emit, LineReader, encode_line, near, peer_of
+from .unix import listening_unix
 
 __all__ = ["serve_control"]
 
@@ -50,8 +43,6 @@ _HANG_UP_POLL: Final = 1.0
 
 _READ_BYTES: Final = 65_536
 _MAX_REQUEST_BYTES: Final = 1 << 20
-_MAX_PATH_BYTES: Final = 107
-"""unix(7): sun_path has 108, the last for the zero."""
 
 
 async def serve_control(
@@ -71,96 +62,12 @@ async def serve_control(
     Raises:
       ConfigError: the socket cannot be made, or another program has it; says which.
     """
-    with _listening(path) as listening:
+    with listening_unix(path) as listening:
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
         server = _Server(calls, exit_code_for)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(partial(trio.serve_listeners, server.serve, [listener], handler_nursery=nursery))
             task_status.started()
-
-
-@contextmanager
-def _listening(path: Path) -> Iterator[socket.socket]:
-    """The lock and the listening socket, for as long as the block lasts."""
-    if len(os.fsencode(path)) > _MAX_PATH_BYTES:
-        raise ConfigError(f"a socket's path has at most {_MAX_PATH_BYTES} bytes", source=str(path))
-    try:
-        _prepare_directory(path.parent)
-        with _lock(path):
-            _remove_stale(path)
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
-                os.fchmod(listening.fileno(), 0o600)  # before it has a name, so that nobody gets in between
-                listening.bind(os.fspath(path))
-                made = path.lstat()
-                listening.listen(MAX_CLIENTS)
-                listening.setblocking(False)
-                try:
-                    yield listening
-                finally:
-                    with suppress(OSError):
-                        if os.path.samestat(path.lstat(), made):
-                            path.unlink()
-    except OSError as error:
-        raise ConfigError(f"the control socket cannot be made: {error.strerror or error}", source=str(path)) from error
-
-
-def _prepare_directory(directory: Path) -> None:
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    mode = directory.stat().st_mode
-    if mode & 0o022 and not mode & stat.S_ISVTX:
-        raise ConfigError(
-            f"others may write to this directory (mode {mode & 0o7777:04o}) and put a socket of theirs in the place of"
-            " ours; chmod 700 it, or choose another with hcm.control.socket or connect.control.socket",
-            source=str(directory),
-        )
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Hold the lock beside the socket. The file stays: removing it would let two programs lock two files."""
-    lock = path.with_name(path.name + ".lock")
-    fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
-            raise _taken(path, holder) from None
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-        yield
-    finally:
-        os.close(fd)
-
-
-def _remove_stale(path: Path) -> None:
-    """Take away the socket of a program that has ended. Something else, or a living socket, is an error."""
-    try:
-        mode = path.lstat().st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise ConfigError("is there, and is no socket; remove it, or choose another place", source=str(path))
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)  # a backlog that is full says EAGAIN at once, and is alive
-        try:
-            probe.connect(os.fspath(path))
-        except OSError as error:
-            if error.errno == errno.EAGAIN:
-                raise _taken(path, "unknown") from None
-            if error.errno != errno.ECONNREFUSED:
-                raise
-        else:
-            raise _taken(path, str(peer_of(probe).pid))
-    path.unlink()
-
-
-def _taken(path: Path, holder: str) -> ConfigError:
-    return ConfigError(
-        f"process {holder} already answers on this control socket; stop it first, or give this program a socket of"
-        " its own (hcm.control.socket, connect.control.socket)",
-        source=str(path),
-    )
 
 
 class _Server:
