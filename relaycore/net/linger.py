@@ -20,14 +20,19 @@ _TCP_CLOSE = 7
 """``tcpi_state`` of a connection that is over, from ``netinet/tcp.h``."""
 
 
+def _below(stream: trio.abc.Stream) -> trio.abc.Stream:
+    """What carries the bytes: below TLS, or below another wrapper that names it as `trio.SSLStream` does."""
+    found = getattr(stream, "transport_stream", stream)
+    return found if isinstance(found, trio.abc.Stream) else stream
+
+
 def is_reset(stream: trio.abc.Stream) -> bool:
     """Whether the peer has reset the TCP connection below a stream, without reading from it.
 
     For streams that nobody reads at the moment. Where the system does not tell (Linux does), the answer is no, and so
     it is for a stream that this side has closed: whoever asks about many may meet one whose owner is letting go of it.
     """
-    if isinstance(stream, trio.SSLStream):
-        stream = stream.transport_stream
+    stream = _below(stream)
     if not isinstance(stream, trio.SocketStream) or not hasattr(trio.socket, "TCP_INFO"):
         return False
     if stream.socket.fileno() < 0:
@@ -59,7 +64,7 @@ async def reset(stream: trio.abc.Stream) -> None:
     For what cannot say otherwise that it is not whole, such as a body that goes on until the connection closes. Never
     blocks; a checkpoint all the same.
     """
-    socket = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
+    socket = _below(stream)
     if isinstance(socket, trio.SocketStream):
         with contextlib.suppress(OSError):
             socket.socket.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -74,7 +79,7 @@ async def close_gently(stream: trio.abc.Stream) -> None:
     that is done with the socket below, whose bytes nobody needs to read any more. A peer that is gone already is no
     error. A checkpoint.
     """
-    socket = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
+    socket = _below(stream)
     try:
         with trio.move_on_after(_TIMEOUT):
             if isinstance(socket, trio.SocketStream):
