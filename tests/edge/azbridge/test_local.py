@@ -1,0 +1,498 @@
+"""The sender's role, with a listener played by the test, and both roles together through a relay."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+
+import pytest
+import trio
+from legs import connection_and_peer
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+import relaycore
+from relaycore.client.connection import Connection
+from relaycore.edge.azbridge.local import DatagramForward, PortRefused, request_port
+from relaycore.edge.azbridge.preamble import RefusedWhy
+from relaycore.edge.azbridge.remote import PortTable, serve
+from relaycore.edge.config.settings import DialSettings, PortBinding, Target
+from relaycore.edge.target.dial import Dialled, dial
+from relaycore.errors import LocalProtocolError, RelayError
+from relaycore.net.engine import shared_engine
+from relaycore.net.errors import StreamLost
+from relaycore.net.linger import cut
+from relaycore.net.websocket import WebSocketLeg
+from relaycore.testing import Relay, open_relay
+from relaycore.wire.frames import Binary, Close
+
+# The preamble --------------------------------------------------------------------------------------------------------
+
+
+async def answer(peer: WebSocketLeg, *answers: bytes | Close) -> list[bytes]:
+    """Take a request, then say what is given."""
+    request = b""
+    while len(request) < 4 or len(request) < 4 + request[3]:
+        request += await peer.receive_bytes()
+    for item in answers:
+        if isinstance(item, Close):
+            await peer.send_close(item.code, item.reason)
+        else:
+            await peer.send_binary(item)
+    return [request]
+
+
+@pytest.mark.parametrize(
+    ("name", "udp", "sent", "answered"),
+    [
+        ("test", False, "01 00 00 04 74 65 73 74", ["01 00 00"]),
+        ("3434U", True, "01 00 01 05 33 34 33 34 55", ["01 00 01"]),
+        ("test", False, "01 00 00 04 74 65 73 74", ["01", "00", "00"]),
+        ("test", False, "01 00 00 04 74 65 73 74", ["", "01 00", "00"]),
+    ],
+)
+async def test_the_golden_exchange(autojump_clock: MockClock, name, udp, sent, answered):
+    connection, peer = connection_and_peer()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: request_port(connection, name, udp=udp))
+        assert await answer(peer, *map(bytes.fromhex, answered)) == [bytes.fromhex(sent)]
+
+
+async def test_what_comes_in_one_message_with_the_yes_is_not_lost(autojump_clock: MockClock):
+    connection, peer = connection_and_peer()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(answer, peer, b"\x01\x00\x00220 ready")
+        await request_port(connection, "smtp")
+    assert connection.is_detachable
+    assert await connection.receive_some() == b"220 ready"
+
+
+CLOSED = "port 'x': the listener closed without an answer; it most likely has no port of this name"
+
+
+@pytest.mark.parametrize(
+    ("udp", "answers", "why", "text"),
+    [
+        (False, [b"\0\0\0"], RefusedWhy.NOT_UNDERSTOOD, "port 'x' was refused with 00 00 00: the listener has no such"),
+        (False, [b"\0\0\1"], RefusedWhy.IS_DATAGRAM, "port 'x' is for datagrams, and a stream was asked for"),
+        (True, [b"\0\0\xff"], RefusedWhy.IS_STREAM, "port 'x' is a stream, and datagrams were asked for"),
+        (False, [b"\1\0\1"], RefusedWhy.GARBLED, "port 'x' was answered with 01 00 01, which is none"),
+        (True, [b"\1\0\0"], RefusedWhy.GARBLED, "port 'x' was answered with 01 00 00, which is none"),
+        (False, [b"HTTP"], RefusedWhy.GARBLED, "port 'x' was answered with 48 54 54, which is none"),
+        (False, [Close(1000)], RefusedWhy.CLOSED, CLOSED),
+        (False, [Close(None)], RefusedWhy.CLOSED, CLOSED),
+        (False, [Close(1000, "Shutdown")], RefusedWhy.CLOSED, CLOSED),
+        (False, [b"\1", Close(1000, "bye")], RefusedWhy.CLOSED, CLOSED.replace("answer;", "answer (bye);")),
+        (
+            False,
+            [Close(1000, "unknown port name 'x'; offered: a, b")],
+            RefusedWhy.UNKNOWN_PORT,
+            "port 'x': unknown port name 'x'; offered: a, b",
+        ),
+        (
+            False,
+            [Close(1011, "db refused")],
+            RefusedWhy.ENDPOINT,
+            "port 'x': the listener closed with 1011: db refused",
+        ),
+        (False, [Close(1001)], RefusedWhy.CLOSED, "port 'x': the listener closed with 1001: no reason"),
+    ],
+)
+async def test_every_no_is_understood(autojump_clock: MockClock, udp, answers, why, text):
+    connection, peer = connection_and_peer()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(answer, peer, *answers)
+        with pytest.raises(PortRefused) as caught:
+            await request_port(connection, "x", udp=udp)
+    assert caught.value.why is why
+    assert caught.value.text.startswith(text)
+    assert caught.value.http_status == why.http_status
+
+
+async def test_a_loss_is_no_refusal_and_a_long_name_is_not_sent(autojump_clock: MockClock):
+    connection, peer = connection_and_peer()
+    with pytest.raises(LocalProtocolError):
+        await request_port(connection, "x" * 256)
+    await peer.aclose()
+    with pytest.raises(StreamLost):
+        await request_port(connection, "x")
+
+
+# A UDP socket whose listeners are played ------------------------------------------------------------------------------
+
+
+@dataclass
+class Local:
+    """A forward, and clients that send to it."""
+
+    forward: DatagramForward
+    address: tuple[str, int]
+    failures: list[str]
+
+
+@contextlib.asynccontextmanager
+async def forwarding(open_one: Callable[[], Awaitable[Connection]], **options) -> AsyncIterator[Local]:
+    failures: list[str] = []
+    with trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM) as socket:
+        await socket.bind(("127.0.0.1", 0))
+        forward = DatagramForward(socket, open_one, on_failure=lambda _, error: failures.append(str(error)), **options)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(forward.run)
+            yield Local(forward, socket.getsockname(), failures)
+            nursery.cancel_scope.cancel()
+
+
+async def client_of(local: Local) -> trio.socket.SocketType:
+    socket = trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM)
+    await socket.connect(local.address)
+    return socket
+
+
+class Listeners:
+    """Gives out connections, and keeps their other ends."""
+
+    def __init__(self) -> None:
+        self.peers: list[WebSocketLeg] = []
+        self.refusals: list[RelayError] = []
+
+    async def open_one(self) -> Connection:
+        await trio.lowlevel.checkpoint()
+        if self.refusals:
+            raise self.refusals.pop()
+        connection, peer = connection_and_peer()
+        self.peers.append(peer)
+        return connection
+
+    async def peer(self, index: int) -> WebSocketLeg:
+        while len(self.peers) <= index:
+            await trio.sleep(0.001)
+        return self.peers[index]
+
+
+async def test_each_datagram_is_one_message_and_split_ones_are_put_together(time_limit):
+    listeners = Listeners()
+    async with forwarding(listeners.open_one) as local:
+        with await client_of(local) as client:
+            for size in (0, 1, 512, 65_507):
+                await client.send(b"q" * size)
+                peer = await listeners.peer(0)
+                assert await peer.receive() == Binary(size.to_bytes(2, "big") + b"q" * size)
+                reply = size.to_bytes(2, "big") + b"r" * size
+                await peer.send_binary(reply[:1])
+                await peer.send_binary(reply[1:])
+                assert await client.recv(65_536) == b"r" * size
+            statistics = local.forward.statistics()
+            assert (statistics.to_relay_bytes, statistics.from_relay_bytes) == (66_020, 66_020)
+            assert (statistics.peers, statistics.dropped, statistics.failures) == (1, 0, 0)
+
+
+async def test_each_peer_has_its_own_connection_and_its_own_answers(time_limit):
+    listeners = Listeners()
+    async with forwarding(listeners.open_one) as local:
+        with contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(await client_of(local)) for _ in range(5)]
+            for index, client in enumerate(clients):
+                await client.send(b"%d" % index)
+                assert await (await listeners.peer(index)).receive() == Binary(b"\0\x01%d" % index)
+            for index in reversed(range(5)):
+                await listeners.peers[index].send_binary(b"\0\x02r%d" % index)
+                assert await clients[index].recv(100) == b"r%d" % index
+            assert len(local.forward.peers) == 5
+
+
+async def test_a_slow_dial_delays_nobody_else_and_keeps_what_came_meanwhile(time_limit):
+    listeners = Listeners()
+    slow = trio.Event()
+
+    async def open_one() -> Connection:
+        if not listeners.peers:
+            listeners.peers.append(None)
+            await slow.wait()
+            connection, listeners.peers[0] = connection_and_peer()
+            return connection
+        return await listeners.open_one()
+
+    async with forwarding(open_one) as local:
+        with await client_of(local) as first, await client_of(local) as second:
+            await first.send(b"1")
+            await first.send(b"2")
+            while not listeners.peers:
+                await trio.sleep(0.001)
+            await second.send(b"3")
+            assert await (await listeners.peer(1)).receive() == Binary(b"\0\x013")
+            slow.set()
+            while listeners.peers[0] is None:
+                await trio.sleep(0.001)
+            assert [await listeners.peers[0].receive() for _ in range(2)] == [Binary(b"\0\x011"), Binary(b"\0\x012")]
+
+
+async def test_a_refused_preamble_ends_only_its_peer_which_may_come_again(autojump_clock: MockClock):
+    listeners = Listeners()
+    listeners.refusals.append(PortRefused(RefusedWhy.UNKNOWN_PORT, "port 'x': unknown"))
+    async with forwarding(listeners.open_one) as local:
+        with await client_of(local) as refused, await client_of(local) as served:
+            await refused.send(b"1")
+            while not local.failures:
+                await trio.sleep(0.001)
+            await served.send(b"2")
+            assert await (await listeners.peer(0)).receive() == Binary(b"\0\x012")
+            await refused.send(b"dropped, so soon after a failure")
+            await trio.sleep(2)
+            assert local.forward.statistics().dropped == 2
+            await refused.send(b"3")
+            assert await (await listeners.peer(1)).receive() == Binary(b"\0\x013")
+            assert local.failures == ["port 'x': unknown"]
+            assert local.forward.statistics().failures == 1
+
+
+async def test_a_lost_connection_ends_only_its_peer(autojump_clock: MockClock):
+    listeners = Listeners()
+    async with forwarding(listeners.open_one) as local:
+        with await client_of(local) as first, await client_of(local) as second:
+            for index, client in enumerate((first, second)):
+                await client.send(b"x")
+                await (await listeners.peer(index)).receive()
+            await listeners.peers[0].aclose()
+            while not local.failures:
+                await trio.sleep(0.001)
+            await second.send(b"y")
+            assert await listeners.peers[1].receive() == Binary(b"\0\x01y")
+
+
+async def test_a_listener_that_closes_ends_its_peer_without_a_failure(autojump_clock: MockClock):
+    listeners = Listeners()
+    async with forwarding(listeners.open_one) as local:
+        with await client_of(local) as client:
+            await client.send(b"x")
+            await (await listeners.peer(0)).receive()
+            await listeners.peers[0].send_close(1000)
+            assert isinstance(await listeners.peers[0].receive(), Close)
+            await listeners.peers[0].aclose()
+            while local.forward.peers:
+                await trio.sleep(0.001)
+            await client.send(b"y")
+            assert await (await listeners.peer(1)).receive() == Binary(b"\0\x01y")
+            assert local.failures == []
+
+
+async def test_silence_ends_a_peer(autojump_clock: MockClock):
+    listeners = Listeners()
+    async with forwarding(listeners.open_one) as local:
+        with await client_of(local) as client:
+            await client.send(b"x")
+            peer = await listeners.peer(0)
+            await peer.receive()
+            began = trio.current_time()
+            await trio.sleep(200)
+            await peer.send_binary(b"\0\x01y")
+            assert await client.recv(100) == b"y"
+            close = await peer.receive()
+            assert isinstance(close, Close)
+            assert trio.current_time() - began == pytest.approx(440, abs=1)
+
+
+async def test_a_peer_whose_connection_takes_nothing_loses_what_finds_no_room(autojump_clock: MockClock):
+    never = trio.Event()
+
+    async def open_one() -> Connection:
+        await never.wait()
+        raise AssertionError
+
+    async with forwarding(open_one) as local:
+        with await client_of(local) as client:
+            for _ in range(70):
+                await client.send(b"x")
+                await wait_all_tasks_blocked()
+            assert local.forward.statistics().dropped == 6
+
+
+# Both roles through a relay -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def relay() -> AsyncIterator[Relay]:
+    async with open_relay() as relay:
+        await relay.create_entity("bridge")
+        yield relay
+
+
+@contextlib.asynccontextmanager
+async def remote_forwarder(relay: Relay, *bindings: PortBinding) -> AsyncIterator[list[BaseException]]:
+    """Serves every sender with the ports given, as a manager would."""
+    ended: list[BaseException] = []
+
+    async def dial_one(binding: PortBinding) -> Dialled:
+        return await dial(binding.targets, DialSettings(timeout_s=5))
+
+    async def serve_one(connection: Connection) -> None:
+        try:
+            await serve(connection, PortTable(bindings), dial_one)
+        except Exception as error:
+            ended.append(error)
+
+    async with relaycore.open_listener(relay.connection_string("bridge")) as listener, trio.open_nursery() as nursery:
+
+        async def accept() -> None:
+            while True:
+                nursery.start_soon(serve_one, await listener.accept())
+
+        nursery.start_soon(accept)
+        yield ended
+        nursery.cancel_scope.cancel()
+
+
+class Senders:
+    """Opens connections to the relay that belong to whoever asked."""
+
+    def __init__(self, relay: Relay, nursery: trio.Nursery, port_name: str) -> None:
+        self.relay = relay
+        self.nursery = nursery
+        self.port_name = port_name
+
+    async def open_one(self) -> Connection:
+        connection = await self.nursery.start(self._hold)
+        try:
+            await request_port(connection, self.port_name, udp=True)
+        except BaseException:
+            await cut(connection)
+            raise
+        return connection
+
+    async def _hold(self, task_status=trio.TASK_STATUS_IGNORED) -> None:
+        async with relaycore.open_stream(self.relay.connection_string("bridge")) as connection:
+            task_status.started(connection)
+            await trio.sleep_forever()
+
+
+@contextlib.asynccontextmanager
+async def dns_like_server() -> AsyncIterator[Target]:
+    """Answers each query with its bytes in reverse."""
+    with trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM) as socket:
+        await socket.bind(("127.0.0.1", 0))
+
+        async def serve_queries() -> None:
+            while True:
+                query, address = await socket.recvfrom(65_536)
+                await socket.sendto(query[::-1], address)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve_queries)
+            yield Target("127.0.0.1", socket.getsockname()[1])
+            nursery.cancel_scope.cancel()
+
+
+@contextlib.asynccontextmanager
+async def through_the_relay(relay: Relay, port_name: str, *bindings: PortBinding) -> AsyncIterator[Local]:
+    async with remote_forwarder(relay, *bindings), trio.open_nursery() as nursery:
+        async with forwarding(Senders(relay, nursery, port_name).open_one) as local:
+            yield local
+        nursery.cancel_scope.cancel()
+
+
+@contextlib.asynccontextmanager
+async def dns_through_the_relay(relay: Relay) -> AsyncIterator[Local]:
+    async with (
+        dns_like_server() as target,
+        through_the_relay(relay, "53U", PortBinding("53U", (target,), is_udp=True)) as local,
+    ):
+        yield local
+
+
+async def test_queries_of_all_sizes_through_both_roles(time_limit, relay: Relay):
+    async with dns_through_the_relay(relay) as local:
+        with await client_of(local) as client:
+            for size in (0, 1, 12, 512, 1_232, 4_096, 8_192, 65_000, 65_506, 65_507):
+                query = os.urandom(size)
+                await client.send(query)
+                assert await client.recv(65_536) == query[::-1]
+
+
+async def test_several_peers_at_once_through_both_roles(time_limit, relay: Relay):
+    async with dns_through_the_relay(relay) as local:
+
+        async def ask() -> None:
+            with await client_of(local) as client:
+                for size in (20, 40, 60):
+                    query = os.urandom(size)
+                    await client.send(query)
+                    assert await client.recv(65_536) == query[::-1]
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(8):
+                nursery.start_soon(ask)
+        assert local.forward.statistics().peers == 8
+
+
+async def test_a_no_of_the_listener_reaches_the_sender_in_its_words(time_limit, relay: Relay):
+    target = Target("127.0.0.1", 9)
+    async with through_the_relay(relay, "nope", PortBinding("a", (target,)), PortBinding("b", (target,))) as local:
+        with await client_of(local) as client:
+            await client.send(b"x")
+            while not local.failures:
+                await trio.sleep(0.001)
+    assert local.failures == ["port 'nope': unknown port name 'nope'; offered: a, b"]
+
+
+async def test_an_endpoint_that_refuses_is_named_to_the_sender(time_limit, relay: Relay):
+    [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listener.socket.getsockname()[1]
+    await listener.aclose()
+    async with (
+        remote_forwarder(relay, PortBinding("tds", (Target("127.0.0.1", port),))),
+        relaycore.open_stream(relay.connection_string("bridge")) as connection,
+    ):
+        with pytest.raises(PortRefused) as caught:
+            await request_port(connection, "tds")
+    assert caught.value.why is RefusedWhy.ENDPOINT
+    assert f"127.0.0.1 port {port} refused the connection (ECONNREFUSED)" in caught.value.text
+
+
+async def test_a_stream_through_both_roles_is_carried_by_c_and_half_closes(time_limit, relay: Relay):
+    data = os.urandom(3_000_000)
+
+    async def endpoint(stream: trio.SocketStream) -> None:
+        received = bytearray()
+        async for piece in stream:
+            received += piece
+        await stream.send_all(bytes(received[::-1]))
+        await stream.send_eof()
+
+    async with trio.open_nursery() as nursery:
+        [listener, *_] = await nursery.start(functools.partial(trio.serve_tcp, endpoint, 0, host="127.0.0.1"))
+        engine = shared_engine()
+        assert engine is not None
+        before = engine.statistics().completed
+        target = Target("127.0.0.1", listener.socket.getsockname()[1])
+        async with remote_forwarder(relay, PortBinding("tds", (target,))) as ended:
+            assert await answer_through(relay, data) == data[::-1]
+            while engine.statistics().completed < before + 2:
+                await trio.sleep(0.001)
+            assert ended == []
+        nursery.cancel_scope.cancel()
+
+
+async def answer_through(relay: Relay, data: bytes) -> bytes:
+    """Send through a local socket that is joined with a connection, and read the reply to its end."""
+    [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listener:
+        client = await trio.open_tcp_stream(*listener.socket.getsockname())
+        near = await listener.accept()
+    received = bytearray()
+    async with (
+        client,
+        relaycore.open_stream(relay.connection_string("bridge")) as connection,
+        trio.open_nursery() as nursery,
+    ):
+        await request_port(connection, "tds")
+        nursery.start_soon(relaycore.splice, near, connection)
+
+        async def send() -> None:
+            await client.send_all(data)
+            await client.send_eof()
+
+        nursery.start_soon(send)
+        async for piece in client:
+            received += piece
+    return bytes(received)
