@@ -25,7 +25,7 @@ from .connection import Connection, ConnectionInfo
 from .credentials import AUTHORIZATION_HEADER, TokenProvider, token_source
 from .endpoint import resolve_endpoint
 
-__all__ = ["open_stream"]
+__all__ = ["dial_stream", "open_stream"]
 
 _OWN_HEADERS: Final = frozenset({"host", "connection", "upgrade", "content-length", "transfer-encoding"})
 """The handshake writes these, and all that begin with ``Sec-WebSocket-``."""
@@ -88,6 +88,48 @@ async def open_stream(
       ConnectionLost: network or TLS; no answer in time. An untrusted certificate is an `ssl.SSLCertVerificationError`
         in ``__cause__``.
     """
+    async with await dial_stream(
+        connection_string,
+        path=path,
+        suffix=suffix,
+        query=query,
+        headers=headers,
+        subprotocols=subprotocols,
+        token=token,
+        tracking_id=tracking_id,
+        cafile=cafile,
+        ssl_context=ssl_context,
+        tls=tls,
+        proxy=proxy,
+        connect_timeout=connect_timeout,
+        max_message_bytes=max_message_bytes,
+        clock=clock,
+    ) as connection:
+        yield connection
+
+
+async def dial_stream(
+    connection_string: str | ConnectionString,
+    *,
+    path: str | None = None,
+    suffix: str = "",
+    query: str = "",
+    headers: Mapping[str, str] | Iterable[tuple[str, str]] = (),
+    subprotocols: Sequence[str] = (),
+    token: str | TokenProvider | None = None,
+    tracking_id: str | None = None,
+    cafile: str | os.PathLike[str] | None = None,
+    ssl_context: ssl.SSLContext | None = None,
+    tls: bool = True,
+    proxy: str | Proxy | None = None,
+    connect_timeout: float | None = None,
+    max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+    clock: Callable[[], float] = time.time,
+) -> Connection:
+    """As `open_stream`, for a connection that outlives the block it was made in: closing it is the caller's business.
+
+    A checkpoint; cancelled, or when it raises, nothing stays open.
+    """
     endpoint = resolve_endpoint(connection_string, path, cafile=cafile, ssl_context=ssl_context, tls=tls, proxy=proxy)
     pairs = list(headers.items() if isinstance(headers, Mapping) else headers)
     _check(pairs, subprotocols)
@@ -124,8 +166,7 @@ async def open_stream(
         subprotocol=opened.protocol,
         tracking_id=identity,
     )
-    async with Connection(opened.leg, info) as connection:
-        yield connection
+    return Connection(opened.leg, info)
 
 
 def _check(headers: Iterable[tuple[str, str]], subprotocols: Sequence[str]) -> None:

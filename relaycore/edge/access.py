@@ -17,7 +17,7 @@ from ..client.connection import Connection
 from ..client.credentials import TokenProvider
 from ..client.listener import Listener, open_listener
 from ..client.management import ManagementClient
-from ..client.sender import open_stream
+from ..client.sender import dial_stream, open_stream
 from ..errors import ConfigError
 from ..net.connect import client_ssl_context
 from ..net.proxy import Proxy, choose_proxy
@@ -79,6 +79,12 @@ class RelayAccess:
     def connect(self, **options: Any) -> AbstractAsyncContextManager[Connection]:  # noqa: ANN401 - passed through
         """`open_stream` with all that is known here."""
         return open_stream(
+            self.connection_string, token=self.token, ssl_context=self.ssl_context, proxy=self.proxy, **options
+        )
+
+    async def dial(self, **options: Any) -> Connection:  # noqa: ANN401 - passed through
+        """`dial_stream` with all that is known here: as `connect`, and the caller closes the connection."""
+        return await dial_stream(
             self.connection_string, token=self.token, ssl_context=self.ssl_context, proxy=self.proxy, **options
         )
 

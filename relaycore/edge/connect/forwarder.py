@@ -1,0 +1,740 @@
+"""The sender's side as one task tree: listeners for every forward, and their connections through the relay.
+
+::
+
+    run
+    ├── one task per forward          opens its addresses, reads its text at the relay, heeds reloads
+    │   └── one task per address      takes connections
+    └── one task per connection       dials the relay, then joins the two
+
+A connection belongs to the whole and not to the address that took it: it outlives a reload that takes its forward away.
+
+Between a program and the relay both ends are sockets, and `splice` lets C carry the bytes. A program's connection that
+cannot be carried is reset, so that no end of data is seen where there was none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import random
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Final, Protocol
+
+import trio
+
+from ...client.connection import Connection
+from ...client.splice import splice
+from ...errors import ConfigError, RelayError
+from ...net.linger import cut, is_reset, reset
+from ...net.session import Session
+from ...net.tasks import alone
+from ..access import RelayAccess
+from ..config.settings import ConnectSettings, Forward, ListenAt
+from ..events import Event, EventLog, EventStream
+from .attempt import Opened, explain, open_connection
+from .listeners import Inherited, ListenFailed, LocalListener, inherited_sockets, open_local
+from .loopback import LoopbackAddresses
+from .status import ForwarderStatus, ForwardState, ForwardStatus, Plan, Redirection
+
+__all__ = ["AddressOpener", "Forwarder", "open_connect"]
+
+_logger = logging.getLogger("relaycore.edge")
+
+_FIRST_LOOK_S: Final = 5.0
+"""How long a start waits for forwards whose port only the relay knows."""
+
+_LISTEN_AGAIN_S: Final = (2.0, 5.0, 15.0, 60.0)
+"""Pauses between attempts to open an address that another program has."""
+
+_READ_AGAIN_S: Final = 60.0
+"""Between two looks at a hybrid connection's own text (connection manager 6, row 8)."""
+
+_READ_TIMEOUT: Final = 20.0
+
+_LOOK_AT_PROGRAM_S: Final = 0.5
+"""Between two looks at a program that waits for its connection: whether it has gone meanwhile."""
+
+
+@dataclass
+class _Entry:
+    """A forward at work. Owned by the forwarder's tasks; nothing in it waits."""
+
+    forward: Forward
+    access: RelayAccess
+    since_unix: float
+    address: str = ""
+    hosts: tuple[str, ...] = ()
+    port: int = 0
+    state: ForwardState = ForwardState.STARTING
+    listeners: dict[_Key, _Listening] = field(default_factory=dict)
+    failed: dict[_Key, str] = field(default_factory=dict)
+    has_changed: trio.Event = field(default_factory=trio.Event)
+    has_settled: trio.Event = field(default_factory=trio.Event)
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    open: int = 0
+    dialling: int = 0
+    accepted: int = 0
+    refused: int = 0
+    lost: int = 0
+    left: int = 0
+    retries: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    handshake_s: float | None = None
+    last_error: str = ""
+    last_error_unix: float | None = None
+    sessions: set[Session] = field(default_factory=set)
+
+    def resolve(self, host: str = "", port: int = 0) -> None:
+        """Take hosts and port from the settings, and what they leave open from the relay's text."""
+        own = tuple(name.lower().rstrip(".") for name in self.forward.hosts)
+        self.hosts = own or ((host.lower().rstrip("."),) if host else self.hosts)
+        self.port = self.forward.port or port or self.port
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether the relay has to be asked where this leads."""
+        return not self.forward.hosts or not self.forward.port
+
+    def wanted(self) -> dict[_Key, ListenAt]:
+        """Addresses to open that are known by now."""
+        found: dict[_Key, ListenAt] = {}
+        for at in self.forward.listen or (ListenAt("tcp", "auto", 0),):
+            host = self.address if at.host == "auto" else at.host
+            port = at.port or self.port
+            if at.kind == "unix":
+                found[at.kind, at.path, at.mode] = at
+            elif port:
+                found[at.kind, host, port] = at
+        return found
+
+    @property
+    def dialled_port(self) -> int:
+        """The port that programs mean: the endpoint's, or that of the only address."""
+        ports = {port for kind, _, port in self.wanted() if kind != "unix"}
+        return self.port or (ports.pop() if len(ports) == 1 else 0)
+
+
+_Key = tuple[str, str, int]
+"""Kind, host or path, and port or mode: what makes an address another one."""
+
+
+@dataclass
+class _Listening:
+    listener: LocalListener
+    scope: trio.CancelScope
+
+
+class AddressOpener(Protocol):
+    """How addresses are opened; `open_local` is the usual way."""
+
+    def __call__(self, at: ListenAt, *, address: str, port: int) -> Awaitable[LocalListener]:
+        """Open one; arguments and errors as `open_local`."""
+
+
+class Forwarder:
+    """Carries local programs' connections to hybrid connections; see `open_connect` for use inside a program.
+
+    Args:
+      state_file: remembers the forwards' addresses; None: they last as long as this object.
+      environ: for sockets that a service manager hands over.
+      listens: False opens nothing; `dial` and `join` work all the same.
+      open_at: opens a local address; another one may open it elsewhere, as in a network namespace.
+
+    Attributes:
+      addresses: of all forwards that ever were here.
+    """
+
+    def __init__(
+        self,
+        *,
+        state_file: Path | None = None,
+        environ: Mapping[str, str] = os.environ,
+        listens: bool = True,
+        open_at: AddressOpener = open_local,
+        now_unix: Callable[[], float] = time.time,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._state_file = state_file
+        self._environ = environ
+        self._listens = listens
+        self._open_at = open_at
+        self._now_unix = now_unix
+        self._rng = rng or random.Random()
+        self._since_unix = now_unix()
+        self._log = EventLog(now_unix=now_unix)
+        self._settings = ConnectSettings()
+        self._entries: dict[str, _Entry] = {}
+        self._ending: list[_Entry] = []
+        self._inherited = Inherited()
+        self._tending: trio.Nursery | None = None
+        self._sessions: trio.Nursery | None = None
+        self._is_stopping = False
+        self._has_stopped = trio.Event()
+        self._has_drained = trio.Event()
+
+    # Life ------------------------------------------------------------------------------------------------------------
+
+    async def run(
+        self, settings: ConnectSettings, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Forward until `stop` or cancelled. Started once every address was tried that needs no word of the relay.
+
+        Failures of single forwards and connections end neither: they are events, and `status` tells.
+
+        Raises:
+          ConfigError: the settings cannot work: pool, certificates, proxy.
+        """
+        self._inherited = inherited_sockets(self._environ) if self._listens else Inherited()
+        try:
+            with alone():
+                async with trio.open_nursery() as self._sessions, trio.open_nursery() as self._tending:
+                    self._apply(settings)
+                    with trio.move_on_after(_FIRST_LOOK_S):
+                        for entry in list(self._entries.values()):
+                            await entry.has_settled.wait()
+                    self._inherited.close()
+                    task_status.started()
+                    await trio.sleep_forever()
+        finally:
+            self._tending = self._sessions = None
+            self._inherited.close()
+            self._log.close()
+            self._has_stopped.set()
+
+    async def stop(self, drain_timeout: float) -> None:
+        """Take no more connections, give those that are open some time to end, then cut them. `run` returns.
+
+        Args:
+          drain_timeout: seconds.
+        """
+        if self._tending is None or self._sessions is None:
+            return
+        if not self._is_stopping:
+            self._is_stopping = True
+            open_now = sum(entry.open + entry.dialling for entry in self._all())
+            self._log.emit("", "stopping", f"taking no more connections; {open_now} are open")
+            for entry in self._entries.values():
+                self._retire(entry)
+        with trio.move_on_after(drain_timeout):
+            if any(entry.open or entry.dialling for entry in self._all()):
+                await self._has_drained.wait()
+        self._tending.cancel_scope.cancel()
+        self._sessions.cancel_scope.cancel()
+        await self._has_stopped.wait()
+
+    def reload(self, settings: ConnectSettings) -> Plan:
+        """Put other settings in force; forwards that are the same are not touched. Not a checkpoint.
+
+        New connections use the new settings, open ones go on as they are, those of removed forwards too.
+
+        Raises:
+          ConfigError: the new settings cannot work; the old ones stay in force.
+          RuntimeError: `run` is not running.
+        """
+        try:
+            plan = self._apply(settings)
+        except ConfigError as error:
+            self._log.emit("", "reload-failed", f"{error}; the old settings stay in force")
+            raise
+        for name in plan.added:
+            self._log.emit(name, "added", f"forwards to {self._entries[name].forward.path}")
+        for name in plan.removed:
+            self._log.emit(name, "removed", "takes no more connections; those that are open go on")
+        for name, what in plan.changed.items():
+            self._log.emit(name, "changed", f"{', '.join(what)}; counts for new connections")
+        return plan
+
+    def _apply(self, settings: ConnectSettings) -> Plan:
+        if self._tending is None or self._is_stopping:
+            raise RuntimeError("the forwarder is not running")
+        # Whatever can go wrong does so before anything is changed.
+        names = [forward.name for forward in settings.forwards]
+        addresses = LoopbackAddresses(settings.pool, self._state_file)
+        given = addresses.assign(names)
+        access = {
+            forward.name: RelayAccess.of(forward, now_unix=self._now_unix)
+            for forward in settings.forwards
+            if (entry := self._entries.get(forward.name)) is None or entry.forward != forward
+        }
+        if addresses.trouble:
+            self._log.emit("", "state", f"{addresses.trouble}; addresses may differ after the next start")
+        added: list[str] = []
+        changed: dict[str, tuple[str, ...]] = {}
+        unchanged: list[str] = []
+        for forward in settings.forwards:
+            entry = self._entries.get(forward.name)
+            if entry is None:
+                entry = _Entry(forward, access[forward.name], self._now_unix(), given[forward.name])
+                entry.resolve()
+                self._entries[forward.name] = entry
+                self._tending.start_soon(self._tend, entry)
+                added.append(forward.name)
+                continue
+            what = _differences(entry.forward, forward)
+            if entry.address != given[forward.name]:
+                what = (*what, "address")
+            if not what:
+                unchanged.append(forward.name)
+                continue
+            is_elsewhere = (entry.forward.relay, entry.forward.path) != (forward.relay, forward.path)
+            entry.forward, entry.address = forward, given[forward.name]
+            entry.access = access.get(forward.name, entry.access)
+            if is_elsewhere:
+                entry.hosts, entry.port = (), 0
+            entry.resolve()
+            entry.has_changed.set()
+            changed[forward.name] = what
+        removed = [name for name in self._entries if name not in given]
+        for name in removed:
+            self._retire(self._entries.pop(name))
+        self._settings = settings
+        return Plan(tuple(added), tuple(removed), changed, tuple(unchanged))
+
+    def _retire(self, entry: _Entry) -> None:
+        entry.scope.cancel()
+        entry.state = ForwardState.DRAINING
+        if entry not in self._ending and (entry.open or entry.dialling):
+            self._ending.append(entry)
+
+    # What others ask -------------------------------------------------------------------------------------------------
+
+    @property
+    def settings(self) -> ConnectSettings:
+        """The settings in force."""
+        return self._settings
+
+    @property
+    def forwards(self) -> tuple[Forward, ...]:
+        """The forwards in force."""
+        return tuple(entry.forward for entry in self._entries.values())
+
+    def lookup(self, host: str, port: int) -> Forward | None:
+        """Which forward a program means that dials ``host`` at ``port``; None: none of ours.
+
+        A name has to be one of the forward's, in any case, with or without a dot at its end; exact names go before
+        ``*.suffix``. The forward's own address in the pool counts too.
+        """
+        host = host.lower().rstrip(".").strip("[]")
+        found: Forward | None = None
+        for entry in self._entries.values():
+            if entry.dialled_port != port and not any(key[2] == port for key in entry.listeners if key[0] == "tcp"):
+                continue
+            if host == entry.address or host in entry.hosts:
+                return entry.forward
+            if found is None and any(_matches(pattern, host) for pattern in entry.hosts):
+                found = entry.forward
+        return found
+
+    def find(self, name: str) -> Forward | None:
+        """The forward of that name."""
+        entry = self._entries.get(name)
+        return entry.forward if entry is not None else None
+
+    def redirections(self) -> tuple[Redirection, ...]:
+        """Every name that should lead to a forward on this machine, and the address it should lead to."""
+        return tuple(
+            Redirection(entry.forward.name, host, entry.address, entry.dialled_port)
+            for entry in self._entries.values()
+            for host in entry.hosts
+        )
+
+    def status(self) -> ForwarderStatus:
+        """A snapshot. Not a checkpoint."""
+        return ForwarderStatus(socket.gethostname(), self._since_unix, tuple(map(_status, self._all())))
+
+    def events(self) -> EventStream:
+        """What happens from now on."""
+        return self._log.subscribe()
+
+    @property
+    def recent_events(self) -> tuple[Event, ...]:
+        """What happened lately, the oldest first."""
+        return self._log.recent
+
+    def _all(self) -> list[_Entry]:
+        self._ending = [entry for entry in self._ending if entry.open or entry.dialling]
+        return [*self._entries.values(), *(entry for entry in self._ending if entry not in self._entries.values())]
+
+    # Listening -------------------------------------------------------------------------------------------------------
+
+    async def _tend(self, entry: _Entry) -> None:
+        """One forward: its addresses, and what the relay's text says about it, until it is retired."""
+        failures = 0
+        next_look = 0.0
+        with entry.scope:
+            async with trio.open_nursery() as nursery:
+                while True:
+                    entry.has_changed = trio.Event()
+                    if self._listens:
+                        await self._open_listeners(entry, nursery)
+                    failures = failures + 1 if entry.failed else 0
+                    if entry.needs_text and trio.current_time() >= next_look:
+                        has_news = await self._read_text(entry)
+                        next_look = trio.current_time() + _READ_AGAIN_S * self._rng.uniform(0.9, 1.1)
+                        if has_news is None and not entry.dialled_port:
+                            # Nothing can be opened yet, so look again soon.
+                            next_look = trio.current_time() + 5.0 * self._rng.uniform(0.8, 1.2)
+                        if has_news:
+                            continue
+                    self._settle(entry)
+                    wait = max(next_look - trio.current_time(), 0) if entry.needs_text else float("inf")
+                    if failures:
+                        wait = min(wait, _LISTEN_AGAIN_S[min(failures, len(_LISTEN_AGAIN_S)) - 1])
+                    with trio.move_on_after(wait):
+                        await entry.has_changed.wait()
+                        next_look = 0.0
+
+    async def _open_listeners(self, entry: _Entry, nursery: trio.Nursery) -> None:
+        wanted = entry.wanted()
+        for key in [key for key in entry.listeners if key not in wanted and not key[0].startswith("inherited")]:
+            listening = entry.listeners.pop(key)
+            listening.scope.cancel()
+            listening.listener.close()
+        entry.failed = {key: text for key, text in entry.failed.items() if key in wanted}
+        for listener in self._inherited.take(entry.forward.name):
+            self._serve(entry, ("inherited", listener.shown, 0), listener, nursery)
+        for key, at in wanted.items():
+            if key in entry.listeners:
+                continue
+            try:
+                listener = self._inherited.take_address(at, address=entry.address, port=entry.port) or (
+                    await self._open(entry, at)
+                )
+            except ListenFailed as error:
+                if entry.failed.get(key) != str(error):
+                    self._fail(entry, "not-listening", str(error))
+                entry.failed[key] = str(error)
+            else:
+                entry.failed.pop(key, None)
+                self._serve(entry, key, listener, nursery)
+
+    async def _open(self, entry: _Entry, at: ListenAt) -> LocalListener:
+        if at.kind == "udp":
+            raise ListenFailed(f"cannot listen on {at}: datagrams are not carried yet", is_port=False)
+        return await self._open_at(at, address=entry.address, port=entry.port)
+
+    def _serve(self, entry: _Entry, key: _Key, listener: LocalListener, nursery: trio.Nursery) -> None:
+        listening = _Listening(listener, trio.CancelScope())
+        entry.listeners[key] = listening
+        assert self._sessions is not None
+        sessions = self._sessions
+
+        async def serve() -> None:
+            with listening.scope:
+                await listener.serve(partial(self._take, entry), sessions)
+
+        nursery.start_soon(serve)
+        self._log.emit(entry.forward.name, "listening", f"on {listener.shown}")
+
+    async def _take(self, entry: _Entry, stream: trio.SocketStream) -> None:
+        try:
+            await self._join(entry, stream)
+        except Exception:  # a bug of ours must not end the other connections
+            _logger.exception("a connection of %s", entry.forward.name)
+            self._fail(entry, "lost", "internal error; the log has it")
+            await reset(stream)
+
+    def _settle(self, entry: _Entry) -> None:
+        if not entry.failed and (entry.listeners or not self._listens):
+            entry.state = ForwardState.LISTENING
+        elif entry.listeners:
+            entry.state = ForwardState.DEGRADED
+        elif entry.failed:
+            entry.state = ForwardState.FAILED
+        else:
+            entry.state = ForwardState.STARTING
+        entry.has_settled.set()
+
+    async def _read_text(self, entry: _Entry) -> bool | None:
+        """Ask the relay where a forward leads. Returns whether that is news; None: there was no good answer."""
+        from ..hcm.metadata import parse_endpoint_metadata
+
+        before = entry.hosts, entry.port
+        try:
+            with trio.fail_after(_READ_TIMEOUT):
+                found = await entry.access.management().get_entity(entry.forward.path)
+            target = parse_endpoint_metadata(found.user_metadata or "")
+        except (RelayError, OSError, trio.TooSlowError) as error:
+            if not entry.dialled_port or not entry.hosts:
+                why = explain(error, entry.access, entry.forward) if not isinstance(error, ConfigError) else str(error)
+                text = f"where it leads is not known: {why}; or name hosts and port in its settings"
+                if not entry.dialled_port:
+                    self._fail(entry, "unresolved", text)
+                else:
+                    self._log.emit(entry.forward.name, "unresolved", text)
+            return None
+        entry.resolve(target.host, target.port)
+        if (entry.hosts, entry.port) == before:
+            return False
+        self._log.emit(entry.forward.name, "resolved", f"{', '.join(entry.hosts) or target} port {entry.port}")
+        return True
+
+    def _fail(self, entry: _Entry, kind: str, text: str) -> None:
+        entry.last_error = " ".join(text.split())
+        entry.last_error_unix = self._now_unix()
+        self._log.emit(entry.forward.name, kind, text)
+
+    # Connections -----------------------------------------------------------------------------------------------------
+
+    async def join(
+        self,
+        stream: trio.abc.HalfCloseableStream,
+        forward: Forward,
+        *,
+        early: bytes = b"",
+        on_open: Callable[[], Awaitable[None]] | None = None,
+        on_refused: Callable[[Exception], Awaitable[None]] | None = None,
+    ) -> None:
+        """Carry a program's connection, until both directions have ended.
+
+        Whatever goes wrong is an event and counted, and nothing but a cancellation is raised. Owns the stream; closes
+        it. A checkpoint.
+
+        Args:
+          early: what was read from the program already; goes first.
+          on_open: called once a listener has accepted, before any byte passes; what it raises counts as a lost program.
+          on_refused: called instead, with the failure; the stream is closed afterwards, and not reset, so that an
+            answer arrives.
+        """
+        entry = self._entries.get(forward.name)
+        if entry is None:
+            self._log.emit(forward.name, "refused", "there is no such forward any more")
+            await reset(stream)
+            return
+        await self._join(entry, stream, early, on_open, on_refused)
+
+    async def dial(self, name: str) -> Connection:
+        """Connect to a forward by name, with its retries. The connection is the caller's to close.
+
+        Raises:
+          ConfigError: there is no such forward.
+          Refused, ConnectionLost: as `open_stream`.
+        """
+        entry = self._entries.get(name)
+        if entry is None:
+            known = ", ".join(self._entries) or "none"
+            raise ConfigError(f"no forward is called {name!r}; there are: {known}")
+        with self._dialling(entry):
+            try:
+                return (await self._dial(entry)).connection
+            except (RelayError, OSError) as error:
+                self._note_refused(entry, error)
+                raise
+
+    async def _dial(self, entry: _Entry) -> Opened:
+        forward, access = entry.forward, entry.access
+
+        def note_retry(error: BaseException, pause: float) -> None:
+            entry.retries += 1
+            when = f"in {pause:.1f} s" if pause else "at once"
+            self._log.emit(forward.name, "retry", f"{explain(error, access, forward)}; trying again {when}")
+
+        opened = await open_connection(access, forward, port=entry.dialled_port, on_retry=note_retry, rng=self._rng)
+        entry.handshake_s = opened.seconds
+        return opened
+
+    async def _join(
+        self,
+        entry: _Entry,
+        stream: trio.abc.HalfCloseableStream,
+        early: bytes = b"",
+        on_open: Callable[[], Awaitable[None]] | None = None,
+        on_refused: Callable[[Exception], Awaitable[None]] | None = None,
+    ) -> None:
+        forward = entry.forward
+        entry.accepted += 1
+        opened: Opened | None = None
+        with self._dialling(entry):
+            try:
+                opened = await self._dial_for(entry, stream)
+            except (RelayError, OSError) as error:
+                self._note_refused(entry, error)
+                await self._refuse(forward, stream, error, on_refused)
+                return
+            except BaseException:
+                await reset(stream)  # noqa: ASYNC102 - never blocks
+                raise
+            if opened is not None:
+                entry.open += 1
+        if opened is None:
+            entry.left += 1
+            self._log.emit(forward.name, "left", "the program went away before a listener had accepted")
+            await reset(stream)
+            return
+        running: list[Session] = []
+
+        def note_session(session: Session) -> None:
+            running.append(session)
+            entry.sessions.add(session)
+
+        try:
+            if on_open is not None:
+                await on_open()
+            if early:
+                await opened.connection.send_all(early)
+                entry.bytes_out += len(early)
+            await splice(
+                stream,
+                opened.connection,
+                half_closed_timeout=forward.half_close_linger_s,
+                idle_timeout=forward.idle_timeout_s,
+                on_session=note_session,
+            )
+        except (RelayError, OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            entry.lost += 1
+            self._fail(entry, "lost", f"an open connection broke: {error or type(error).__name__}")
+            await reset(stream)
+        finally:
+            entry.open -= 1
+            self._note_end()
+            for session in running:
+                entry.sessions.discard(session)
+                entry.bytes_in, entry.bytes_out = _plus(entry, session)
+            await cut(opened.connection)  # noqa: ASYNC102 - shields itself
+
+    async def _dial_for(self, entry: _Entry, stream: trio.abc.HalfCloseableStream) -> Opened | None:
+        """As `_dial`, and gives up (None) when the program resets its connection meanwhile."""
+        found: Opened | None = None
+        failure: Exception | None = None
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_watch, stream, nursery.cancel_scope)
+                try:
+                    found = await self._dial(entry)
+                except (RelayError, OSError) as error:
+                    failure = error
+                nursery.cancel_scope.cancel()
+        except BaseException:
+            if found is not None:
+                await cut(found.connection)  # noqa: ASYNC102 - shields itself
+            raise
+        if failure is not None:
+            raise failure
+        return found
+
+    @contextmanager
+    def _dialling(self, entry: _Entry) -> Iterator[None]:
+        entry.dialling += 1
+        try:
+            yield
+        finally:
+            entry.dialling -= 1
+            self._note_end()
+
+    def _note_end(self) -> None:
+        if self._is_stopping and not any(entry.open or entry.dialling for entry in self._all()):
+            self._has_drained.set()
+
+    def _note_refused(self, entry: _Entry, error: Exception) -> None:
+        entry.refused += 1
+        self._fail(entry, "refused", explain(error, entry.access, entry.forward))
+
+    async def _refuse(
+        self,
+        forward: Forward,
+        stream: trio.abc.HalfCloseableStream,
+        error: Exception,
+        on_refused: Callable[[Exception], Awaitable[None]] | None,
+    ) -> None:
+        if on_refused is not None:
+            try:
+                await on_refused(error)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                pass
+            finally:
+                await stream.aclose()
+            return
+        if not forward.fail_fast and isinstance(stream, trio.SocketStream):
+            await trio.lowlevel.wait_readable(stream.socket)
+        await reset(stream)
+
+
+async def _watch(stream: trio.abc.Stream, dialling: trio.CancelScope) -> None:
+    """Cancel once the program has reset its connection. A Unix socket's state cannot be asked for without reading."""
+    if isinstance(stream, trio.SocketStream) and stream.socket.family == trio.socket.AF_UNIX:
+        return
+    while True:
+        await trio.sleep(_LOOK_AT_PROGRAM_S)
+        if is_reset(stream):
+            dialling.cancel()
+            return
+
+
+def _differences(old: Forward, new: Forward) -> tuple[str, ...]:
+    return tuple(
+        item.name for item in dataclasses.fields(Forward) if getattr(old, item.name) != getattr(new, item.name)
+    )
+
+
+def _matches(pattern: str, host: str) -> bool:
+    return pattern.startswith("*.") and host.endswith(pattern[1:])
+
+
+def _plus(entry: _Entry, *sessions: Session) -> tuple[int, int]:
+    """A forward's bytes in and out, with those of some sessions."""
+    counts = [session.statistics() for session in sessions]
+    return (
+        entry.bytes_in + sum(count.to_sender.payload_bytes for count in counts),
+        entry.bytes_out + sum(count.to_listener.payload_bytes for count in counts),
+    )
+
+
+def _status(entry: _Entry) -> ForwardStatus:
+    bytes_in, bytes_out = _plus(entry, *entry.sessions)
+    return ForwardStatus(
+        name=entry.forward.name,
+        state=entry.state,
+        listen=tuple(listening.listener.shown for listening in entry.listeners.values()),
+        address=entry.address,
+        hosts=entry.hosts,
+        port=entry.dialled_port,
+        relay=entry.access.connection_string.base_url.partition("://")[2],
+        path=entry.forward.path,
+        profile=entry.forward.profile,
+        open=entry.open,
+        dialling=entry.dialling,
+        accepted=entry.accepted,
+        refused=entry.refused,
+        lost=entry.lost,
+        left=entry.left,
+        retries=entry.retries,
+        bytes_in=bytes_in,
+        bytes_out=bytes_out,
+        handshake_s=entry.handshake_s,
+        last_error=entry.last_error,
+        last_error_unix=entry.last_error_unix,
+        since_unix=entry.since_unix,
+    )
+
+
+@asynccontextmanager
+async def open_connect(
+    settings: ConnectSettings, *, listens: bool = False, state_file: Path | None = None
+) -> AsyncIterator[Forwarder]:
+    """Use forwards inside a program, by name::
+
+        async with open_connect(settings) as connect:
+            stream = await connect.dial("orders-sql")
+
+    Args:
+      listens: open the local addresses too.
+      state_file: see `Forwarder`.
+
+    Raises:
+      ConfigError: the settings cannot work.
+    """
+    forwarder = Forwarder(listens=listens, state_file=state_file)
+    with alone():
+        async with trio.open_nursery() as nursery:
+            await nursery.start(forwarder.run, settings)
+            yield forwarder
+            nursery.cancel_scope.cancel()

@@ -1,0 +1,114 @@
+"""What happened, for whoever wants to know: the last events are remembered, further ones are told as they come."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from typing import Final
+
+import msgspec
+import trio
+
+__all__ = ["EVENTS_KEPT", "Event", "EventLog", "EventStream"]
+
+EVENTS_KEPT: Final = 256
+"""Events that are remembered for late askers, and that one subscriber may be behind."""
+
+
+class Event(msgspec.Struct, frozen=True):
+    """Something that happened.
+
+    Attributes:
+      name: of the connection; ``""`` for the program as a whole.
+      kind: one word for programs; which there are stands with whoever emits them.
+      text: one line: what was tried, what came back, what it means.
+    """
+
+    time_unix: float
+    name: str
+    kind: str
+    text: str
+
+
+class EventStream(AsyncIterator[Event]):
+    """One subscriber's view, from `EventLog.subscribe` on. Ends when the log is closed.
+
+    Attributes:
+      dropped: events this subscriber was too slow for; the oldest go first.
+    """
+
+    def __init__(self, log: EventLog) -> None:
+        self.dropped = 0
+        self._log = log
+        self._events: deque[Event] = deque()
+        self._lot = trio.lowlevel.ParkingLot()
+        self._is_ended = False
+
+    def __aiter__(self) -> EventStream:
+        return self
+
+    async def __anext__(self) -> Event:
+        """Wait for the next event. A checkpoint."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while not self._events:
+            if self._is_ended:
+                await trio.lowlevel.cancel_shielded_checkpoint()
+                raise StopAsyncIteration
+            await self._lot.park()
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        return self._events.popleft()
+
+    def close(self) -> None:
+        """Subscribe no longer; whoever waits is told the end. Not a checkpoint."""
+        self._log._subscribers.discard(self)
+        self._end()
+
+    def _put(self, event: Event) -> None:
+        if len(self._events) == EVENTS_KEPT:
+            self._events.popleft()
+            self.dropped += 1
+        self._events.append(event)
+        self._lot.unpark()
+
+    def _end(self) -> None:
+        self._is_ended = True
+        self._lot.unpark_all()
+
+
+class EventLog:
+    """The last events of a program, and its subscribers."""
+
+    def __init__(self, *, now_unix: Callable[[], float] = time.time) -> None:
+        self._now_unix = now_unix
+        self._kept: deque[Event] = deque(maxlen=EVENTS_KEPT)
+        self._subscribers: set[EventStream] = set()
+        self._is_closed = False
+
+    @property
+    def recent(self) -> tuple[Event, ...]:
+        """The last events, the oldest first."""
+        return tuple(self._kept)
+
+    def emit(self, name: str, kind: str, text: str) -> None:
+        """Note an event, and tell the subscribers. Not a checkpoint."""
+        event = Event(self._now_unix(), name, kind, " ".join(text.split()))
+        self._kept.append(event)
+        for subscriber in self._subscribers:
+            subscriber._put(event)
+
+    def subscribe(self) -> EventStream:
+        """A stream of the events from now on."""
+        stream = EventStream(self)
+        if self._is_closed:
+            stream._end()
+        else:
+            self._subscribers.add(stream)
+        return stream
+
+    def close(self) -> None:
+        """No more events will come. Not a checkpoint."""
+        self._is_closed = True
+        for subscriber in self._subscribers:
+            subscriber._end()
+        self._subscribers.clear()
