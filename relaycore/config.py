@@ -61,9 +61,13 @@ _PREFIX: Final = "RELAYCORE_"
 _OTHER_VARIABLES: Final = frozenset({CONNECTION_STRING_VARIABLE, "RELAYCORE_CONFIG", "RELAYCORE_TOKEN"})
 """Variables with our prefix that are not settings of the server."""
 
-_FOREIGN_VARIABLES: Final = re.compile(r"RELAYCORE_(SERVICE_.*|PORT(_.*)?|TEST_.*|BENCH_.*)")
+_FOREIGN_VARIABLES: Final = re.compile(r"RELAYCORE_(SERVICE_.*|PORT(_.*)?|TEST_.*|BENCH_.*|_.*)")
 """Names with our prefix that somebody else sets: Kubernetes describes a service called ``relaycore`` to every pod by
-``RELAYCORE_SERVICE_HOST``, ``RELAYCORE_PORT_8080_TCP`` and so on, and our own tests and benchmarks take theirs."""
+``RELAYCORE_SERVICE_HOST``, ``RELAYCORE_PORT_8080_TCP`` and so on, our own tests and benchmarks take theirs, and two
+underscores begin a setting of the edge programs."""
+
+_EDGE_SECTIONS: Final = frozenset({"relay", "hcm", "connect"})
+"""Settings of the edge programs, which may stand in the same file; they are checked where they count."""
 
 Port = Annotated[int, Meta(ge=0, le=65_535)]
 Count = Annotated[int, Meta(ge=1, le=10_000_000)]
@@ -375,6 +379,8 @@ def _from_file(path: Path, known: Mapping[str, Setting]) -> _Found:
     sections = list(dict.fromkeys(setting.section for setting in known.values()))
     found: _Found = {}
     for section, table in document.items():
+        if section in _EDGE_SECTIONS:
+            continue
         if section not in sections:
             if not isinstance(table, dict) and (homes := [key for key in known if key.endswith(f".{section}")]):
                 raise ConfigError(f"stands in no section; the nearest is {homes[0]}", source=str(path), key=section)
