@@ -1,0 +1,363 @@
+"""Runs a program that reaches the names of the forwards, and waits for its end.
+
+::
+
+    the process of the program    enters its namespaces, hands listening sockets out, waits       `namespaces`
+    the forwarder                 listens on them, or beside the program, and on the proxy port   `edge.connect`
+    the name files                written before the program begins, and again when names change  `files`
+    the program                   begins once all of that stands; its exit code is ours
+
+Signals: the program has our process group, so what a terminal sends (Ctrl-C, Ctrl-Z, a change of size) reaches it
+without us. What is sent to us alone is passed on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import ipaddress
+import os
+import random
+import select
+import signal
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from ...errors import ConfigError
+from ...net.tasks import alone
+from ..config.settings import ConnectSettings, Forward, ListenAt
+from ..connect.forwarder import Forwarder, open_connect
+from ..connect.listeners import ListenFailed, LocalListener, open_local
+from ..connect.loopback import LoopbackAddresses, parse_pool
+from ..connect.status import ForwardState, Redirection
+from .files import hosts_text, resolver_text
+from .modes import RunMode, modes_to_try
+from .namespaces import Entrance, NoNamespaces, open_entrance
+
+__all__ = ["Beginning", "run_program"]
+
+_HOSTS: Final = Path("/etc/hosts")
+_RESOLVER: Final = Path("/etc/resolv.conf")
+
+_STUB: Final = "127.0.0.53"
+"""Where an isolated program finds its resolver, as systemd-resolved's is: an address that nobody takes for a server."""
+
+_PASSED_ON: Final = (
+    signal.SIGHUP,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGTERM,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+)
+
+_OF_THE_TERMINAL: Final = (signal.SIGINT, signal.SIGQUIT)
+"""Which a terminal sends to the whole process group in front."""
+
+_DRAIN_TIMEOUT: Final = 5.0
+"""Seconds that connections may go on after the program: what it wrote last may still be on its way."""
+
+_SUBNET_TRIES: Final = 16
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """How a program begins.
+
+    Attributes:
+      passed_over: modes that would have been better, and why they cannot be had.
+      names: every name that leads to the relay.
+      troubles: forwards that cannot be reached, and why.
+    """
+
+    mode: RunMode
+    names: tuple[Redirection, ...]
+    passed_over: tuple[str, ...] = ()
+    troubles: tuple[str, ...] = ()
+
+    @property
+    def wildcards(self) -> tuple[str, ...]:
+        """Names that stand for all below them."""
+        return tuple(name.host for name in self.names if name.host.startswith("*."))
+
+
+async def run_program(
+    settings: ConnectSettings,
+    command: Sequence[str],
+    *,
+    mode: RunMode | None = None,
+    only_relay: bool = False,
+    environ: Mapping[str, str] = os.environ,
+    tell: Callable[[Beginning], None] = lambda beginning: None,
+) -> int:
+    """Run a program to its end, and everything that it needs around it.
+
+    Addresses are the run's own, so that several programs, and a forwarder beside them, do not meet. Where the settings
+    name fixed addresses, these are opened only inside a network of the program's own.
+
+    Args:
+      command: program and arguments; found by the ``PATH`` of `environ`.
+      mode: None chooses.
+      only_relay: the program must reach nothing else; excludes all modes but `RunMode.ISOLATED`.
+      environ: the program's variables, before ours are added.
+      tell: called once, right before the program begins.
+
+    Returns: the program's exit code, or 128 and the number of the signal that ended it, as shells count.
+
+    Raises:
+      NoNamespaces: the mode that was asked for cannot be had here.
+      CannotExecute: there is no such program.
+      ConfigError: no forward, or settings that cannot work.
+      ListenFailed: the proxy port cannot be opened.
+    """
+    if not settings.forwards:
+        raise ConfigError("there is no forward that a program could reach; add one with `relaycore connect add`")
+    if mode is None:
+        modes = modes_to_try(ports=await _dialled_ports(settings), only_relay=only_relay)
+    elif only_relay and mode is not RunMode.ISOLATED:
+        raise ConfigError(f"in the mode {mode} a program reaches everything; --only-relay needs the mode isolated")
+    else:
+        modes = (mode,)
+    passed_over: list[str] = []
+    for one in modes:
+        try:
+            return await _Run(settings, command, one, environ, tell, tuple(passed_over)).run()
+        except NoNamespaces as error:
+            if one is modes[-1]:
+                raise
+            passed_over.append(f"{one}: {error.strerror}")
+    raise AssertionError("the last mode returns or raises")
+
+
+async def _dialled_ports(settings: ConnectSettings) -> list[int]:
+    """The ports that programs will dial. Asks the relay for those that the settings leave to it; 0 if it is silent."""
+    if all(forward.port for forward in settings.forwards):
+        await trio.lowlevel.checkpoint()
+        return [forward.port for forward in settings.forwards]
+    async with open_connect(settings) as asked:
+        return [forward.port for forward in asked.status().forwards]
+
+
+@dataclass
+class _Run:
+    """One attempt in one mode."""
+
+    settings: ConnectSettings
+    command: Sequence[str]
+    mode: RunMode
+    environ: Mapping[str, str]
+    tell: Callable[[Beginning], None]
+    passed_over: tuple[str, ...]
+    _sockets: list[trio.SocketListener] = field(default_factory=list)
+
+    async def run(self) -> int:
+        async with open_entrance(self.command, self.environ) as entrance:
+            with self._name_files() as files:
+                if self.mode is not RunMode.ENV:
+                    await entrance.enter(with_network=self.mode is RunMode.ISOLATED, over=files)
+                async with self._serving(entrance, files) as (forwarder, variables):
+                    return await self._attend(entrance, forwarder, variables)
+        raise AssertionError("nothing above is suppressed")
+
+    @contextlib.contextmanager
+    def _name_files(self) -> Iterator[dict[Path, Path]]:
+        """The files that the program sees in place of the system's; with the system's content until names are known."""
+        if self.mode is RunMode.ENV:
+            yield {}
+            return
+        with tempfile.TemporaryDirectory(prefix="relaycore-run-") as directory:
+            files = {_HOSTS: Path(directory, "hosts")}
+            if self.mode is RunMode.ISOLATED:
+                files[_RESOLVER] = Path(directory, "resolv.conf")
+                files[_RESOLVER].write_text(resolver_text(_STUB))
+            files[_HOSTS].write_text(_system_hosts())
+            for file in files.values():
+                file.chmod(0o644)  # for programs that give up their user
+            yield files
+
+    # The forwarder and what stands around it ------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _serving(
+        self, entrance: Entrance, files: Mapping[Path, Path]
+    ) -> AsyncIterator[tuple[Forwarder, dict[str, str]]]:
+        async def open_at(at: ListenAt, *, address: str, port: int) -> LocalListener:
+            if self.mode is RunMode.ISOLATED:
+                listener = await _open_inside(entrance, at, address, port)
+            else:
+                listener = await open_local(at, address=address, port=port)
+            self._sockets += listener.sockets
+            return listener
+
+        settings = _for_run(self.settings, self.mode)
+        forwarder = Forwarder(environ={}, listens=self.mode is not RunMode.ENV, open_at=open_at)
+        variables = {"RELAYCORE_RUN": str(self.mode)}
+        with alone():
+            async with trio.open_nursery() as nursery:
+                await nursery.start(forwarder.run, settings)
+                if self.mode is not RunMode.ENV:
+                    await nursery.start(_keep_hosts, forwarder, files[_HOSTS])
+                yield forwarder, variables
+                nursery.cancel_scope.cancel()
+
+    # The program ------------------------------------------------------------------------------------------------------
+
+    async def _attend(self, entrance: Entrance, forwarder: Forwarder, variables: Mapping[str, str]) -> int:
+        with trio.open_signal_receiver(*_PASSED_ON) as signals:
+            self.tell(Beginning(self.mode, forwarder.redirections(), self.passed_over, tuple(_troubles(forwarder))))
+            await entrance.execute(variables)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_pass_on, signals, entrance.process)
+                code = await entrance.process.wait()
+                nursery.cancel_scope.cancel()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_end_early, signals, nursery.cancel_scope)
+                await _until_taken(self._sockets)
+                await forwarder.stop(_DRAIN_TIMEOUT)
+                nursery.cancel_scope.cancel()
+        return code if code >= 0 else 128 - code
+
+
+async def _pass_on(signals: AsyncIterator[int], process: trio.Process) -> None:
+    async for number in signals:
+        if number not in _OF_THE_TERMINAL or not _is_in_front():
+            process.send_signal(signal.Signals(number))
+
+
+async def _end_early(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    async for _ in signals:
+        scope.cancel()
+
+
+def _is_in_front() -> bool:
+    """Whether our process group is the one that the terminal sends its signals to."""
+    try:
+        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    except OSError:
+        return False
+    finally:
+        os.close(terminal)
+
+
+async def _until_taken(listeners: Sequence[trio.SocketListener]) -> None:
+    """Wait until no connection is left in the kernel's queues: the program may have ended right after it wrote."""
+    poll = select.poll()
+    for listener in listeners:
+        if listener.socket.fileno() >= 0:
+            poll.register(listener.socket.fileno(), select.POLLIN)
+    await trio.lowlevel.checkpoint()
+    while poll.poll(0):
+        await trio.lowlevel.checkpoint()
+
+
+# Settings for a run --------------------------------------------------------------------------------------------------
+
+
+def _for_run(settings: ConnectSettings, mode: RunMode) -> ConnectSettings:
+    """The same forwards, at addresses that only this run has."""
+    forwards = tuple(_at_own_address(forward, mode) for forward in settings.forwards)
+    pool = settings.pool if mode is not RunMode.HOSTS else _free_subnet(settings.pool, forwards)
+    return dataclasses.replace(settings, forwards=forwards, pool=pool)
+
+
+def _at_own_address(forward: Forward, mode: RunMode) -> Forward:
+    own = tuple(at for at in forward.listen if at.host == "auto") or (ListenAt("tcp", "auto"),)
+    fixed: tuple[ListenAt, ...] = ()
+    if mode is RunMode.ISOLATED:
+        fixed = tuple(at for at in forward.listen if at.host != "auto" and at.kind != "unix")
+    return dataclasses.replace(forward, listen=own + fixed)
+
+
+def _free_subnet(pool: str, forwards: Sequence[Forward], rng: random.Random | None = None) -> str:
+    """A part of the pool in which nobody has the addresses that these forwards would get.
+
+    Others are found by chance only: two runs that look at the same moment may choose the same part. Then the later one
+    is told that its addresses are taken.
+    """
+    network = parse_pool(pool)
+    prefix = max(network.prefixlen, 30 - max(len(forwards), 4).bit_length())
+    count = 1 << (prefix - network.prefixlen)
+    rng = rng or random.Random()
+    chosen = network
+    for _ in range(_SUBNET_TRIES):
+        base = int(network.network_address) + (rng.randrange(count) << (32 - prefix))
+        chosen = ipaddress.IPv4Network((base, prefix))
+        given = LoopbackAddresses(str(chosen), None).assign(forward.name for forward in forwards)
+        wanted = [(given[one.name], at.port or one.port) for one in forwards for at in one.listen if at.kind == "tcp"]
+        if all(_is_free(address, port) for address, port in wanted if port):
+            break
+    return str(chosen)
+
+
+def _is_free(address: str, port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except OSError as error:
+            return isinstance(error, PermissionError)  # no other address would be better
+        return True
+
+
+async def _open_inside(entrance: Entrance, at: ListenAt, address: str, port: int) -> LocalListener:
+    host = {"auto": address, "localhost": "127.0.0.1"}.get(at.host, at.host)
+    port = at.port or port
+    if at.kind == "unix":
+        return await open_local(at)
+    try:
+        opened = await entrance.listen(at.kind, host, port)
+    except OSError as error:
+        raise ListenFailed(f"cannot listen inside the program's network: {error.strerror}", is_port=True) from error
+    return LocalListener(at, f"{host}:{port}", [trio.SocketListener(opened)])
+
+
+# Names ---------------------------------------------------------------------------------------------------------------
+
+
+async def _keep_hosts(
+    forwarder: Forwarder, file: Path, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Write the names into a file, now and whenever the relay says others. In place: the program has this very file."""
+    events = forwarder.events()
+    _write_in_place(file, hosts_text(_system_hosts(), _addresses(forwarder)))
+    task_status.started()
+    async for event in events:
+        if event.kind == "resolved":
+            _write_in_place(file, hosts_text(_system_hosts(), _addresses(forwarder)))
+
+
+def _addresses(forwarder: Forwarder) -> dict[str, str]:
+    return {one.host: one.address for one in forwarder.redirections() if not one.host.startswith("*.")}
+
+
+def _write_in_place(file: Path, text: str) -> None:
+    """Never shorter than both contents: whoever reads meanwhile finds old lines behind new ones, and no empty file."""
+    data = text.encode(errors="surrogateescape")
+    with file.open("r+b") as opened:
+        opened.write(data)
+        opened.flush()
+        opened.truncate(len(data))
+
+
+def _system_hosts() -> str:
+    try:
+        return _HOSTS.read_text(errors="surrogateescape")
+    except OSError:
+        return ""
+
+
+def _troubles(forwarder: Forwarder) -> Iterator[str]:
+    for forward in forwarder.status().forwards:
+        if forward.state is not ForwardState.LISTENING:
+            yield f"{forward.name}: {forward.last_error or 'where it leads is not known yet'}"

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import dataclasses
+import random
+import signal
+import socket
+
+import pytest
+import trio
+from run_world import ANSWER, NAME, open_run_world
+
+from relaycore.edge.config.settings import ConnectSettings, ListenAt
+from relaycore.edge.run import program
+from relaycore.edge.run.modes import RunMode
+from relaycore.edge.run.namespaces import CannotExecute, NoNamespaces
+from relaycore.edge.run.program import run_program
+from relaycore.errors import ConfigError
+
+needs_namespaces = pytest.mark.usefixtures("namespaces")
+
+
+def look(world, *, host: str = NAME, port: int = 8080) -> list[str]:
+    """A shell that writes what a server answers into the file ``result``."""
+    ask = f"curl -sS -m 10 http://{host}:{port}/ >{world.directory}/result 2>&1"
+    return ["sh", "-c", f"{ask}; exit 7"]
+
+
+def result(world) -> str:
+    return (world.directory / "result").read_text()
+
+
+@needs_namespaces
+@pytest.mark.parametrize("mode", [RunMode.HOSTS, RunMode.ISOLATED])
+async def test_a_program_reaches_a_name_and_its_exit_code_is_ours(mode):
+    beginnings = []
+    async with open_run_world() as world:
+        code = await run_program(world.settings(), look(world), mode=mode, tell=beginnings.append)
+        assert (code, result(world)) == (7, ANSWER)
+    (beginning,) = beginnings
+    assert (beginning.mode, beginning.troubles, beginning.passed_over) == (mode, (), ())
+    assert [(name.host, name.port) for name in beginning.names] == [(NAME, 8080)]
+
+
+@needs_namespaces
+async def test_a_low_port_works_in_a_network_of_its_own():
+    """spec 8.8 of the connection manager."""
+    async with open_run_world() as world:
+        code = await run_program(world.settings(port=80), look(world, port=80), mode=RunMode.ISOLATED)
+        assert (code, result(world)) == (7, ANSWER)
+
+
+@needs_namespaces
+async def test_fixed_addresses_are_opened_only_in_a_network_of_its_own():
+    async with open_run_world() as world:
+        settings = world.settings(listen=(ListenAt("tcp", "127.0.0.1", 443),))
+        await run_program(settings, look(world, host="localhost", port=443), mode=RunMode.ISOLATED)
+        assert result(world) == ANSWER
+        await run_program(settings, look(world), mode=RunMode.ISOLATED)
+        assert result(world) == ANSWER
+        await run_program(settings, look(world), mode=RunMode.HOSTS)
+        assert result(world) == ANSWER
+
+
+@needs_namespaces
+async def test_two_programs_at_one_time_have_addresses_of_their_own():
+    async with open_run_world() as world:
+        other = dataclasses.replace(world, directory=world.directory / "other")
+        other.directory.mkdir()
+        async with trio.open_nursery() as nursery:
+            for one in (world, other):
+                nursery.start_soon(run_program, one.settings(), look(one))
+        assert result(world) == result(other) == ANSWER
+
+
+@needs_namespaces
+async def test_names_and_port_may_be_the_relay_s_to_say():
+    async with open_run_world() as world:
+        text = '[{"key":"endpoint","value":"sqldb.corp.example:1433"}]'
+        await world.relay.delete_entity("orders")
+        await world.relay.create_entity("orders", user_metadata=text)
+        settings = world.settings(hosts=(), port=0)
+        key = {"key_name": "RootManageSharedAccessKey", "key": world.key}
+        settings = ConnectSettings((dataclasses.replace(settings.forwards[0], **key),))
+        async with world.listening():
+            await run_program(settings, look(world, host="sqldb.corp.example", port=1433))
+        assert result(world) == ANSWER
+
+
+@needs_namespaces
+async def test_the_end_by_a_signal_is_the_shell_s_number():
+    async with open_run_world() as world:
+        assert await run_program(world.settings(), ["sh", "-c", "kill -9 $$"]) == 128 + signal.SIGKILL
+
+
+@needs_namespaces
+async def test_what_the_program_wrote_last_arrives():
+    """Its connection may still wait in the kernel, or for the relay, when it has ended."""
+    heard = []
+
+    async def hear(stream):
+        async with stream:
+            async for data in stream:
+                heard.append(data)
+
+    async with open_run_world(hear) as world:
+        words = ["bash", "-c", f"printf last >/dev/tcp/{NAME}/8080"]
+        assert await run_program(world.settings(), words, mode=RunMode.HOSTS) == 0
+    assert b"".join(heard) == b"last"
+
+
+@needs_namespaces
+async def test_there_is_no_such_program():
+    async with open_run_world() as world:
+        with pytest.raises(CannotExecute, match="No such file"):
+            await run_program(world.settings(), ["no-such-program"])
+
+
+async def test_without_a_forward_there_is_nothing_to_run():
+    with pytest.raises(ConfigError, match="no forward"):
+        await run_program(ConnectSettings(), ["true"])
+
+
+async def test_only_the_relay_excludes_the_other_modes():
+    async with open_run_world() as world:
+        with pytest.raises(ConfigError, match="needs the mode isolated"):
+            await run_program(world.settings(), ["true"], mode=RunMode.HOSTS, only_relay=True)
+
+
+async def test_without_namespaces_auto_takes_the_next_and_says_why(monkeypatch):
+    async def refuse(self, **_):
+        raise NoNamespaces("unshare", 1)
+
+    monkeypatch.setattr(program.Entrance, "enter", refuse)
+    beginnings = []
+    async with open_run_world() as world:
+        assert await run_program(world.settings(), ["true"], tell=beginnings.append) == 0
+        assert beginnings[0].mode is RunMode.ENV
+        assert beginnings[0].passed_over == ("hosts: unshare: EPERM (Operation not permitted)",)
+        with pytest.raises(NoNamespaces):
+            await run_program(world.settings(), ["true"], mode=RunMode.HOSTS)
+        with pytest.raises(NoNamespaces):
+            await run_program(world.settings(), ["true"], only_relay=True)
+
+
+@needs_namespaces
+async def test_a_forward_that_cannot_be_reached_is_named():
+    beginnings = []
+    async with open_run_world() as world:
+        settings = world.settings(hosts=(), port=0)  # and its text says nothing
+        await run_program(settings, ["true"], mode=RunMode.ISOLATED, tell=beginnings.append)
+    (trouble,) = beginnings[0].troubles
+    assert trouble.startswith("orders: where it leads is not known")
+
+
+def test_a_part_of_the_pool_is_chosen_in_which_the_addresses_are_free():
+    (forward,) = ConnectSettings((program.Forward("a", program_relay(), "a", port=18_433),)).forwards
+    forward = program._at_own_address(forward, RunMode.HOSTS)
+    first = program._free_subnet("127.77.0.0/16", [forward], random.Random(1))
+    address = program.LoopbackAddresses(first, None).assign(["a"])["a"]
+    with socket.socket() as taken:
+        taken.bind((address, 18_433))
+        taken.listen()
+        assert program._free_subnet("127.77.0.0/16", [forward], random.Random(1)) != first
+
+
+def program_relay():
+    from relaycore.edge.config.settings import RelaySettings
+
+    return RelaySettings("", "sb://127.0.0.1:1/", is_emulator=True)
