@@ -49,6 +49,15 @@ WORKLOADS = (
         shows=_PACED,
     ),
     Workload(
+        "urgent-100-beside-bulk",
+        "as paced-100-beside-bulk, but client and far end of the echoes need not wait for the core that the bulk "
+        "sender keeps busy: what is late, was late in between",
+        (Job("ping", 64, count=100, rate=50), Job("sink", 65_536)),
+        headline="p99 µs",
+        shows=_PACED,
+        urgent=True,
+    ),
+    Workload(
         "bulk-64k-x8",
         "eight streams, messages of 65536 bytes, sender to listener; a share of 1 is an eighth of all",
         (Job("sink", 65_536, count=8),),

@@ -24,6 +24,8 @@ class Workload:
         which costs more than any relay.
       warm: whether the jobs run once before, with every byte compared.
       isolates: the first job also runs without the others, in turn, on a topology opened for it; see ``fairness``.
+      urgent: the first job has a client of its own, which the kernel runs before everybody else, and the far end next.
+        For latency beside a load that keeps the core which all of them share. Takes root or CAP_SYS_NICE.
       counted: the system calls of the process under test are counted, in a run of their own; see ``syscalls``.
     """
 
@@ -36,6 +38,7 @@ class Workload:
     warm: bool = True
     isolates: bool = False
     counted: bool = False
+    urgent: bool = False
 
     @property
     def carried(self) -> str:
