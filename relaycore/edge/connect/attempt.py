@@ -35,11 +35,13 @@ from ...net.linger import cut
 from ...net.tasks import bounded
 from ...vocab import RefusalReason
 from ..access import RelayAccess
+from ..azbridge.local import request_port
+from ..azbridge.preamble import PortRefused
 from ..config.settings import Forward, Profile
 
 __all__ = ["Opened", "explain", "is_passing", "open_connection"]
 
-_PAUSES_S: Final = (0.0, 0.5, 1.0, 2.0, 4.0)
+_PAUSES_S: Final = (0.0, 0.2, 0.5, 1.0, 2.0, 4.0)
 """Before the second, third, ... attempt; the last one for all that follow. Each is drawn between half and all of it."""
 
 _SHARE: Final = 2 / 3
@@ -109,8 +111,6 @@ async def _try_once(access: RelayAccess, forward: Forward, seconds: float, port:
     connection = await access.dial(connect_timeout=seconds)
     if forward.profile is not Profile.AZBRIDGE:
         return connection
-    from ..azbridge.local import request_port  # only who needs it pays for it
-
     name = forward.port_name or f"{port}{'U' if is_udp else ''}"
     try:
         with bounded(max(stop - trio.current_time(), 0.001)):
@@ -128,13 +128,14 @@ def is_passing(error: BaseException) -> bool:
             return False
         case NoListener() | GatewayTimeout() | ServerBusy():
             return True
+        case PortRefused():
+            return not error.is_final
         case Rejected():
             return error.http_status >= 500
         case ConnectionLost():
             return not isinstance(error.__cause__, ssl.SSLCertVerificationError)
         case _:
-            # azbridge: the port is refused; it is no class of the library's errors alone.
-            return type(error).__name__ == "PortRefused"
+            return False
 
 
 # Words ---------------------------------------------------------------------------------------------------------------
@@ -167,6 +168,8 @@ def explain(error: BaseException, access: RelayAccess, forward: Forward) -> str:
             )
         case Rejected(http_status=502):
             advice = "the listener could not reach its endpoint; start that service, or check its firewall"
+        case PortRefused():
+            advice = "port_name of this forward and the listener's port names have to be the same"
         case Refused():
             advice = "the listener's own answer"
         case ConnectionLost() if isinstance(error.__cause__, ssl.SSLCertVerificationError):

@@ -32,15 +32,25 @@ import trio
 
 from ...client.connection import Connection
 from ...client.splice import splice
-from ...errors import ConfigError, RelayError
+from ...errors import ConfigError, ConnectionLost, RelayError
 from ...net.linger import cut, is_reset, reset
 from ...net.session import Session
 from ...net.tasks import alone
 from ..access import RelayAccess
-from ..config.settings import ConnectSettings, Forward, ListenAt
+from ..azbridge.datagrams import DATAGRAM_IDLE_TIMEOUT
+from ..azbridge.local import Address, DatagramForward
+from ..config.settings import ConnectSettings, Forward, ListenAt, Profile
 from ..events import Event, EventLog, EventStream
 from .attempt import Opened, explain, open_connection
-from .listeners import Inherited, ListenFailed, LocalListener, inherited_sockets, open_local
+from .listeners import (
+    Inherited,
+    ListenFailed,
+    LocalDatagrams,
+    LocalListener,
+    inherited_sockets,
+    open_datagrams,
+    open_local,
+)
 from .loopback import LoopbackAddresses
 from .status import ForwarderStatus, ForwardState, ForwardStatus, Plan, Redirection
 
@@ -129,8 +139,9 @@ _Key = tuple[str, str, int]
 
 @dataclass
 class _Listening:
-    listener: LocalListener
+    listener: LocalListener | LocalDatagrams
     scope: trio.CancelScope
+    datagrams: DatagramForward | None = None
 
 
 class AddressOpener(Protocol):
@@ -406,8 +417,12 @@ class Forwarder:
             if key in entry.listeners:
                 continue
             try:
+                if at.kind == "udp":
+                    self._serve_datagrams(entry, key, await self._open_datagrams(entry, at), nursery)
+                    entry.failed.pop(key, None)
+                    continue
                 listener = self._inherited.take_address(at, address=entry.address, port=entry.port) or (
-                    await self._open(entry, at)
+                    await open_local(at, address=entry.address, port=entry.port)
                 )
             except ListenFailed as error:
                 if entry.failed.get(key) != str(error):
@@ -417,10 +432,13 @@ class Forwarder:
                 entry.failed.pop(key, None)
                 self._serve(entry, key, listener, nursery)
 
-    async def _open(self, entry: _Entry, at: ListenAt) -> LocalListener:
-        if at.kind == "udp":
-            raise ListenFailed(f"cannot listen on {at}: datagrams are not carried yet", is_port=False)
-        return await self._open_at(at, address=entry.address, port=entry.port)
+    async def _open_datagrams(self, entry: _Entry, at: ListenAt) -> LocalDatagrams:
+        if entry.forward.profile is not Profile.AZBRIDGE:
+            raise ListenFailed(
+                f'cannot listen on {at}: only the azbridge profile carries datagrams; set profile = "azbridge"',
+                is_port=False,
+            )
+        return await open_datagrams(at, address=entry.address, port=entry.port)
 
     def _serve(self, entry: _Entry, key: _Key, listener: LocalListener, nursery: trio.Nursery) -> None:
         listening = _Listening(listener, trio.CancelScope())
@@ -434,6 +452,45 @@ class Forwarder:
 
         nursery.start_soon(serve)
         self._log.emit(entry.forward.name, "listening", f"on {listener.shown}")
+
+    def _serve_datagrams(self, entry: _Entry, key: _Key, local: LocalDatagrams, nursery: trio.Nursery) -> None:
+        refusals: list[RelayError] = []
+
+        async def dial() -> Connection:
+            entry.accepted += 1
+            with self._dialling(entry):
+                try:
+                    return (await self._dial(entry, is_udp=True, port=local.socket.getsockname()[1])).connection
+                except (RelayError, OSError) as error:
+                    self._note_refused(entry, error)
+                    refusals.append(error if isinstance(error, RelayError) else ConnectionLost(str(error)))
+                    raise refusals[-1] from error
+
+        def note_failure(_: Address, error: RelayError) -> None:
+            if error in refusals:
+                refusals.remove(error)
+            else:
+                entry.lost += 1
+                self._fail(entry, "lost", f"an open connection broke: {error}")
+
+        forward = DatagramForward(
+            local.socket,
+            dial,
+            idle_timeout=entry.forward.idle_timeout_s or DATAGRAM_IDLE_TIMEOUT,
+            on_failure=note_failure,
+        )
+        listening = _Listening(local, trio.CancelScope(), forward)
+        entry.listeners[key] = listening
+
+        async def serve() -> None:
+            try:
+                with listening.scope:
+                    await forward.run()
+            finally:
+                local.close()
+
+        nursery.start_soon(serve)
+        self._log.emit(entry.forward.name, "listening", f"on {local.shown}")
 
     async def _take(self, entry: _Entry, stream: trio.SocketStream) -> None:
         try:
@@ -530,7 +587,7 @@ class Forwarder:
                 self._note_refused(entry, error)
                 raise
 
-    async def _dial(self, entry: _Entry) -> Opened:
+    async def _dial(self, entry: _Entry, *, is_udp: bool = False, port: int = 0) -> Opened:
         forward, access = entry.forward, entry.access
 
         def note_retry(error: BaseException, pause: float) -> None:
@@ -538,7 +595,9 @@ class Forwarder:
             when = f"in {pause:.1f} s" if pause else "at once"
             self._log.emit(forward.name, "retry", f"{explain(error, access, forward)}; trying again {when}")
 
-        opened = await open_connection(access, forward, port=entry.dialled_port, on_retry=note_retry, rng=self._rng)
+        opened = await open_connection(
+            access, forward, port=port or entry.dialled_port, is_udp=is_udp, on_retry=note_retry, rng=self._rng
+        )
         entry.handshake_s = opened.seconds
         return opened
 
@@ -690,6 +749,13 @@ def _plus(entry: _Entry, *sessions: Session) -> tuple[int, int]:
 
 def _status(entry: _Entry) -> ForwardStatus:
     bytes_in, bytes_out = _plus(entry, *entry.sessions)
+    peers = 0
+    for listening in entry.listeners.values():
+        if listening.datagrams is not None:
+            counts = listening.datagrams.statistics()
+            peers += counts.peers
+            bytes_in += counts.from_relay_bytes
+            bytes_out += counts.to_relay_bytes
     return ForwardStatus(
         name=entry.forward.name,
         state=entry.state,
@@ -700,7 +766,7 @@ def _status(entry: _Entry) -> ForwardStatus:
         relay=entry.access.connection_string.base_url.partition("://")[2],
         path=entry.forward.path,
         profile=entry.forward.profile,
-        open=entry.open,
+        open=entry.open + peers,
         dialling=entry.dialling,
         accepted=entry.accepted,
         refused=entry.refused,

@@ -27,7 +27,15 @@ import trio
 from ...errors import ConfigError
 from ..config.settings import ListenAt
 
-__all__ = ["Inherited", "ListenFailed", "LocalListener", "inherited_sockets", "open_local"]
+__all__ = [
+    "Inherited",
+    "ListenFailed",
+    "LocalDatagrams",
+    "LocalListener",
+    "inherited_sockets",
+    "open_datagrams",
+    "open_local",
+]
 
 BACKLOG: Final = 1_024
 """Connections that the kernel holds until they are taken."""
@@ -107,6 +115,23 @@ async def _accept(
             nursery.start_soon(serve, stream)
 
 
+@dataclass
+class LocalDatagrams:
+    """An open UDP port.
+
+    Attributes:
+      socket: bound; closed with this.
+    """
+
+    at: ListenAt
+    shown: str
+    socket: trio.socket.SocketType = field(repr=False)
+
+    def close(self) -> None:
+        """Close it. Not a checkpoint; may be called again."""
+        self.socket.close()
+
+
 # Opening -------------------------------------------------------------------------------------------------------------
 
 
@@ -132,6 +157,25 @@ async def open_local(at: ListenAt, *, address: str = "", port: int = 0) -> Local
         raise _explain(at, host, port, error) from error
     shown = _show(host, sockets[0].socket.getsockname()[1])
     return LocalListener(at, shown, sockets)
+
+
+async def open_datagrams(at: ListenAt, *, address: str = "", port: int = 0) -> LocalDatagrams:
+    """Open a UDP port: that of the first address that a name has. Arguments and errors as `open_local`."""
+    host = address if at.host == "auto" else at.host
+    port = at.port or port
+    try:
+        [(family, kind, protocol, _, name), *_] = await trio.socket.getaddrinfo(
+            host, port, type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE
+        )
+        opened = trio.socket.socket(family, kind, protocol)
+        try:
+            await opened.bind(name)
+        except BaseException:
+            opened.close()
+            raise
+    except OSError as error:
+        raise _explain(at, host, port, error) from error
+    return LocalDatagrams(at, f"udp:{_show(host, opened.getsockname()[1])}", opened)
 
 
 def _show(host: str, port: int) -> str:
@@ -213,7 +257,7 @@ def _explain(at: ListenAt, host: str, port: int, error: OSError) -> ListenFailed
         case _ if _is_taken(error):
             return ListenFailed(
                 f"cannot listen on {where}: {reason}; another program listens there, or on all addresses (0.0.0.0)"
-                f" of that port: `ss -ltnp 'sport = :{port}'` names it. Stop it, or choose another port",
+                f" of that port: `ss -lntup 'sport = :{port}'` names it. Stop it, or choose another port",
                 is_port=True,
             )
         case errno.EADDRNOTAVAIL:
