@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import pytest
 import trio
@@ -96,8 +96,12 @@ async def serve() -> AsyncIterator[Callable[..., object]]:
     async with trio.open_nursery() as nursery:
 
         async def start(handler, host: str = "127.0.0.1", port: int = 0) -> int:
+            async def handle(stream: trio.SocketStream) -> None:
+                with suppress(trio.BrokenResourceError):
+                    await handler(stream)
+
             listeners = await trio.open_tcp_listeners(port, host=host)
-            nursery.start_soon(trio.serve_listeners, handler, listeners)
+            nursery.start_soon(trio.serve_listeners, handle, listeners)
             found: int = listeners[0].socket.getsockname()[1]
             return found
 
