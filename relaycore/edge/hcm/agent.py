@@ -1,0 +1,747 @@
+"""One entry of the connection manager: a hybrid connection that is listened on, and the endpoint behind it.
+
+::
+
+    accept{...} ─▶ admission ─▶ endpoint up? ─▶ dial ─▶ rendezvous ─▶ splice (C, where both are sockets)
+                      │ 503         │ 503        │ 502 503 504 403
+                      └─────────────┴────────────┴──▶ Reject: the sender's handshake ends with that status and text
+
+Tasks of one agent, each with its reach::
+
+    run ─ nursery of sessions ─┬─ _accept           one per sender; the listener's task waits only for its answer
+                               └─ nursery of the house ─┬─ metadata, probes, when to keep away
+                                                        └─ _hold: Registration after Registration
+
+Sessions outlive listeners: a pause, a restart, a withdrawal or a change of keys touches none of them.
+
+Source: connection manager 8.3, 8.5.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from functools import partial
+from typing import Final
+
+import trio
+
+from ...client.connection import Connection
+from ...client.http import HttpRequest
+from ...client.invitation import Accept, IncomingConnection, Reject
+from ...client.listener import Listener
+from ...client.splice import Spliced, splice
+from ...client.waiting import WaitingSender
+from ...errors import RelayError
+from ...net.linger import cut
+from ...wire.status import one_line
+from ..access import RelayAccess
+from ..azbridge.preamble import PortRefused
+from ..azbridge.remote import PortTable, open_datagrams, serve
+from ..config.settings import HcmConnection, OnDown, PortBinding, Profile, Target
+from ..events import EventLog
+from ..http_forward import HttpForwarder
+from ..mapping import ForwardSettings
+from ..origin import parse_origin_url
+from ..target.admission import Admission
+from ..target.dial import DialFailed, Dialled, dial, resolve
+from ..target.health import EndpointState
+from ..target.policy import Policy
+from ..target.throttle import TokenBucket, throttled
+from .endpoint_leg import EndpointLeg, Route
+from .metadata import METADATA_INTERVAL, MetadataWatch
+from .plan import needs_registration
+from .relay_leg import Registration
+from .sessions import OpenSession, SessionBook
+from .status import ConnectionStatus, RelayLeg, SessionStatus, Shown, TargetCheck
+
+__all__ = ["Agent"]
+
+_BACKLOG: Final = 1024
+"""Senders under way at one time beside those in the queue; further ones are refused with 503."""
+
+_FIRST_METADATA_S: Final = 5.0
+"""Seconds that a sender waits at the very beginning for the relay to say where the endpoint is."""
+
+_SPREAD: Final = 0.3
+"""Part of the probes' interval within which a withdrawal, and the return from it, happens at random: managers that
+watch the same endpoint should not leave at one stroke."""
+
+_FAREWELL_S: Final = 12.0
+"""Seconds for an orderly leave; the listener's own goodbye takes at most ten."""
+
+_SETTLED: Final = frozenset({RelayLeg.CONNECTED, RelayLeg.UNAUTHORIZED, RelayLeg.NOT_FOUND, RelayLeg.PAUSED})
+
+_log = logging.getLogger("relaycore.edge")
+
+
+class Agent:
+    """Serves one entry from `run` to `stop`.
+
+    Args:
+      settings: the entry.
+      policy: what may be dialled, None for everything; asked for each connection, and may change.
+      events: gets what happens here, see `Manager.events`.
+    """
+
+    def __init__(
+        self,
+        settings: HcmConnection,
+        policy: Callable[[], Policy | None],
+        events: EventLog,
+        *,
+        metadata_interval_s: float = METADATA_INTERVAL,
+        rng: random.Random | None = None,
+        now_unix: Callable[[], float] = time.time,
+    ) -> None:
+        self.settings = settings
+        self._policy = policy
+        self._events = events
+        self._metadata_interval_s = metadata_interval_s
+        self._rng = rng or random.Random()
+        self._now_unix = now_unix
+        # What it was told.
+        self._is_paused = settings.is_paused
+        self._is_draining = False
+        self._is_stopping = False
+        self._is_withdrawn = False
+        self._must_restart = False
+        # What it does.
+        self._registration: Registration | None = None
+        self._metadata: MetadataWatch | None = None
+        self._metadata_scope = trio.CancelScope()
+        self._endpoint = EndpointLeg(settings, policy, self._emit, self._note_change)
+        self._admission = Admission(settings.limits)
+        self._inbound, self._outbound = self._buckets()
+        self._book = SessionBook(now_unix=now_unix)
+        self._rejected: Counter[str] = Counter()
+        self._sessions: trio.Nursery | None = None  # of run(), for senders that listeners bring
+        self._has_ended = trio.Event()
+        self._last_errors: list[tuple[float, str]] = []
+        # Who waits for changes.
+        self._changed = trio.Event()
+        self._shown = Shown.PAUSED if settings.is_paused else Shown.CONNECTING
+        self._since_unix = now_unix()
+
+    @property
+    def name(self) -> str:
+        """As in the settings."""
+        return self.settings.name
+
+    # Commands; none is a checkpoint ----------------------------------------------------------------------------------
+
+    def apply(self, settings: HcmConnection) -> None:
+        """Go on with other settings of the same name: at once for new connections, unchanged for those that are open.
+
+        The relay is left and registered at anew only if the change is about that.
+        """
+        old, self.settings = self.settings, settings
+        self._admission.limits = settings.limits
+        if old.limits != settings.limits:
+            self._inbound, self._outbound = self._buckets()
+        self._endpoint.apply(settings)
+        if old.is_paused != settings.is_paused:
+            self._is_paused = settings.is_paused
+        if needs_registration(old, settings):
+            self.restart(is_asked=False)
+        self._emit("changed", "the settings have changed")
+        self._note_change()
+
+    def note_policy(self) -> None:
+        """Ask the endpoint anew by another policy; senders' dials are asked about it anyway."""
+        self._endpoint.restart()
+
+    def pause(self) -> None:
+        """Leave the relay. Connections that are open go on."""
+        if not self._is_paused:
+            self._is_paused = True
+            self._emit("paused", "no new connections until it is resumed; those that are open go on")
+        self._is_draining = False
+        self._note_change()
+
+    def resume(self) -> None:
+        """Listen again after `pause` or `drain`."""
+        if self._is_paused or self._is_draining:
+            self._is_paused = self._is_draining = False
+            self._emit("resumed", "listening again")
+        self._note_change()
+
+    def restart(self, *, is_asked: bool = True) -> None:
+        """Leave the relay and register anew; read metadata and ask the endpoint again. Open connections go on."""
+        self._must_restart = True
+        self._metadata_scope.cancel()
+        if is_asked:
+            self._emit("restarted", "registering anew; connections that are open go on")
+            self._endpoint.restart()
+        self._note_change()
+
+    def begin_drain(self) -> None:
+        """Leave the relay, let open connections end for the drain timeout, cut the rest; then it is paused."""
+        if not self._is_draining:
+            self._is_draining = True
+            seconds = self.settings.limits.drain_timeout_s
+            self._emit("draining", f"no new connections; {len(self._book)} open ones have {seconds:g} s to end")
+        self._note_change()
+
+    def stop(self) -> None:
+        """Leave the relay, drain, and end `run`."""
+        self._is_stopping = True
+        self._note_change()
+
+    # Waiting ---------------------------------------------------------------------------------------------------------
+
+    async def wait_drained(self) -> None:
+        """Wait until a drain has ended, or was called off. A checkpoint."""
+        await self._wait_until(lambda: not self._is_draining)
+
+    async def wait_left(self) -> None:
+        """Wait until this process holds no control channel for it. A checkpoint."""
+        await self._wait_until(lambda: self._registration is None)
+
+    async def wait_settled(self) -> None:
+        """Wait until the first attempt to register has had its outcome. A checkpoint."""
+        await self._wait_until(lambda: self.relay_leg in _SETTLED or self._has_failed or self._is_stopping)
+
+    async def wait_ended(self) -> None:
+        """Wait until `run` has ended. A checkpoint."""
+        await self._has_ended.wait()
+
+    async def _wait_until(self, condition: Callable[[], bool]) -> None:
+        await trio.lowlevel.checkpoint()
+        while not condition() and not self._has_ended.is_set():
+            await self._changed.wait()
+
+    @property
+    def _has_failed(self) -> bool:
+        return self._registration is not None and self._registration.has_failed
+
+    # The house -------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve until `stop`, and until the open connections have ended or their time is up."""
+        try:
+            async with trio.open_nursery() as sessions:
+                self._sessions = sessions
+                async with trio.open_nursery() as house:
+                    house.start_soon(self._endpoint.run)
+                    house.start_soon(self._watch_metadata)
+                    house.start_soon(self._keep_away)
+                    await self._hold()
+                    house.cancel_scope.cancel()
+                await self._drain()
+        except Exception:  # the manager begins it again
+            self._sessions = None
+            raise
+        except BaseException:
+            self._note_ended()
+            raise
+        self._note_ended()
+
+    def _note_ended(self) -> None:
+        self._sessions = None
+        self._has_ended.set()
+        self._note_change()
+
+    async def _hold(self) -> None:
+        """Be registered whenever it should be, until it is told to stop."""
+        while not self._is_stopping:
+            changed = self._changed
+            self._must_restart = False
+            if self._may_listen:
+                await self._register()
+            elif self._is_draining and not self._is_paused:
+                await self._drain_or_resume()
+            else:
+                await changed.wait()
+
+    @property
+    def _may_listen(self) -> bool:
+        return not (self._is_paused or self._is_draining or self._is_stopping or self._is_withdrawn)
+
+    async def _register(self) -> None:
+        registration = Registration(
+            self.settings, self._open_listener(), self._emit, self._note_change, now_unix=self._now_unix
+        )
+        self._registration = registration
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._leave_in_time, registration)
+                await registration.hold()
+                nursery.cancel_scope.cancel()
+        finally:
+            if registration.last_error_unix is not None:
+                self._note_error(registration.last_error, registration.last_error_unix)
+            self._registration = None
+            self._note_change()
+
+    async def _leave_in_time(self, registration: Registration) -> None:
+        while self._may_listen and not self._must_restart:
+            await self._changed.wait()
+        registration.leave()
+        # The listener bounds its goodbye; what else may hang is cut.
+        await trio.sleep(_FAREWELL_S)
+        _log.warning("! %s: leaving the relay takes too long, it is cut", self.name)
+
+    async def _drain_or_resume(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._call_off, nursery.cancel_scope)
+            await self._drain()
+            if self._is_draining and not self._is_stopping:
+                self._is_draining, self._is_paused = False, True
+            nursery.cancel_scope.cancel()
+        self._note_change()
+
+    async def _call_off(self, scope: trio.CancelScope) -> None:
+        while self._is_draining and not self._is_stopping:
+            await self._changed.wait()
+        scope.cancel()
+
+    async def _drain(self) -> None:
+        cut_off = await self._book.drain(self.settings.limits.drain_timeout_s)
+        said = f"{cut_off} connections were cut when their time was up" if cut_off else "all connections have ended"
+        self._emit("drained", said)
+
+    async def _watch_metadata(self) -> None:
+        """Read what the relay says about the hybrid connection; anew when the way there changes."""
+        while True:
+            with trio.CancelScope() as self._metadata_scope:
+                try:
+                    access = RelayAccess.of(self.settings)
+                except RelayError as error:
+                    self._note_error(str(error))
+                    await trio.sleep(self._metadata_interval_s)
+                    continue
+                watch = MetadataWatch(
+                    access, self._note_metadata, interval_s=self._metadata_interval_s, now_unix=self._now_unix
+                )
+                if self._metadata is not None:
+                    watch.adopt(self._metadata)
+                self._metadata = watch
+                await watch.run()
+
+    def _note_metadata(self) -> None:
+        watch = self._metadata
+        assert watch is not None
+        self._endpoint.note_metadata(watch.target)
+        if watch.error and self._endpoint.is_from_metadata and watch.is_new_error:
+            kept = f"; {self._endpoint.shown} is kept" if self._endpoint.shown else ""
+            self._note_error(watch.error)
+            self._emit("metadata-failed", watch.error + kept)
+        self._note_change()
+
+    # Keeping away from the relay while the endpoint is down ----------------------------------------------------------
+
+    async def _keep_away(self) -> None:
+        while True:
+            changed = self._changed
+            wanted = self._endpoint.state is EndpointState.DOWN and self.settings.health.on_down is OnDown.WITHDRAW
+            if wanted == self._is_withdrawn:
+                await changed.wait()
+                continue
+            with trio.move_on_after(self._rng.uniform(0, _SPREAD * self.settings.health.interval_s)) as scope:
+                await changed.wait()
+            if not scope.cancelled_caught:
+                continue
+            if wanted and self.settings.health.keep_last and not await self._has_company():
+                # Who else would tell senders the reason? Until somebody else listens, or the endpoint is up.
+                await changed.wait()
+                continue
+            self._is_withdrawn = wanted
+            if wanted:
+                self._emit("withdrawn", "leaving the relay while the endpoint is down, so that others get the senders")
+            else:
+                self._emit("returned", f"listening again, the endpoint is {self._endpoint.state.value.lower()}")
+            self._note_change()
+
+    async def _has_company(self) -> bool:
+        """Whether the relay knows other listeners. Asked now, since what was read a minute ago may be over."""
+        watch = self._metadata
+        if watch is None:
+            return False
+        await watch.read()
+        return not watch.error and watch.entity is not None and watch.entity.listener_count > self._online
+
+    # Taking senders --------------------------------------------------------------------------------------------------
+
+    def _open_listener(self) -> Callable[[], contextlib.AbstractAsyncContextManager[Listener]]:
+        settings = self.settings
+        backlog = _BACKLOG + settings.limits.queue
+
+        @contextlib.asynccontextmanager
+        async def open_tunnel() -> AsyncIterator[Listener]:
+            access = RelayAccess.of(settings)
+            async with access.listen(
+                on_sender=self._take, on_request=self._refuse_request, wait_online=False, backlog=backlog
+            ) as listener:
+                yield listener
+
+        @contextlib.asynccontextmanager
+        async def open_http() -> AsyncIterator[Listener]:
+            access = RelayAccess.of(settings)
+            scheme = "http" if access.connection_string.is_emulator else "https"
+            forward = ForwardSettings(
+                parse_origin_url(settings.http_url),
+                sender_scheme=scheme,
+                connect_timeout=min(settings.dial.timeout_s, 20.0),
+            )
+            forwarder = HttpForwarder(forward, settings.path)
+            async with (
+                access.listen(
+                    accept=partial(self._decide_http, forwarder),
+                    on_request=partial(self._serve_http, forwarder),
+                    wait_online=False,
+                ) as listener,
+                trio.open_nursery() as nursery,
+            ):
+                nursery.start_soon(forwarder.run, listener)
+                yield listener
+                await listener.aclose()  # which ends the forwarder
+
+        return open_http if settings.profile is Profile.HTTP else open_tunnel
+
+    async def _take(self, waiting: WaitingSender) -> None:
+        """Give a sender a task of its own, and wait until it is answered."""
+        assert self._sessions is not None
+        await self._sessions.start(self._accept, waiting)
+
+    async def _accept(self, waiting: WaitingSender, *, task_status: trio.TaskStatus[None]) -> None:
+        """See one sender through. Until its answer this is the listener's task, afterwards one of `run`."""
+        is_answered = False
+
+        def note_answer() -> None:
+            nonlocal is_answered
+            if not is_answered:
+                is_answered = True
+                task_status.started()
+
+        peer = waiting.incoming.remote_endpoint
+        try:
+            async with self._admission.enter(None if peer is None else peer.address):
+                if self.settings.profile is Profile.AZBRIDGE:
+                    await self._serve_azbridge(waiting, note_answer)
+                else:
+                    await self._serve_raw(waiting, note_answer)
+        except DialFailed as failure:
+            await self._reject(waiting, failure, "overloaded" if failure.status == 503 else failure.kind)
+        except RelayError as error:
+            # The rendezvous, or the session, which has said so itself.
+            if not is_answered:
+                self._emit("left", f"a sender left while it was being connected: {error}")
+        except Exception as error:  # our bug: it costs this sender, not the others
+            _log.error("! %s: a sender could not be served", self.name, exc_info=error)
+            await self._reject(waiting, DialFailed(502, "the connection manager failed"), "internal")
+        note_answer()
+
+    async def _serve_raw(self, waiting: WaitingSender, note_answer: Callable[[], None]) -> None:
+        route = await self._find_route()
+        health = route.health
+        if self._is_refusing and health is not None:
+            await self._reject(waiting, health.refusal(), "endpoint-down")
+            return
+        dialled = await self._dial(route, route.targets, waiting)
+        try:
+            connection = await waiting.accept()
+        except BaseException:
+            await cut(dialled.stream)  # noqa: ASYNC102 - shields itself
+            raise
+        note_answer()
+        route.order.note_open(dialled.target)
+        try:
+            with self._book.entered(waiting.incoming, str(dialled.target)) as session:
+                await self._join(session, connection, dialled.stream)
+        finally:
+            route.order.note_closed(dialled.target)
+
+    async def _serve_azbridge(self, waiting: WaitingSender, note_answer: Callable[[], None]) -> None:
+        settings = self.settings
+        route = await self._find_route() if not settings.ports else self._endpoint.route
+        connection = await waiting.accept()
+        note_answer()
+        chosen: list[Target] = []
+
+        async def dial_port(binding: PortBinding) -> Dialled:
+            dialled = await self._dial(route, binding.targets, waiting)
+            session.endpoint = str(dialled.target)
+            route.order.note_open(dialled.target)
+            chosen.append(dialled.target)
+            return dialled
+
+        async def dial_datagrams(binding: PortBinding) -> trio.socket.SocketType:
+            session.endpoint = f"udp:{binding.targets[0]}"
+            return await open_datagrams(binding, settings.dial, self._policy())
+
+        async def join(connection: Connection, stream: trio.abc.HalfCloseableStream) -> Spliced:
+            found = await self._join(session, connection, stream)
+            return Spliced(to_second=found.to_first, to_first=found.to_second)
+
+        with self._book.entered(waiting.incoming) as session:
+            try:
+                served = await serve(
+                    connection,
+                    PortTable.of(replace(settings, targets=route.targets)),
+                    dial_port,
+                    dial_datagrams=dial_datagrams,
+                    join=join,
+                    early_reply=settings.early_reply,
+                )
+                if served.datagrams is not None:
+                    session.note_carried(served.to_endpoint, served.to_sender)
+            except PortRefused as refusal:
+                self._note_refusal(session.sender, refusal.text, "unknown-port")
+            except DialFailed as failure:
+                self._note_refusal(session.sender, failure.text, failure.kind)
+            finally:
+                for target in chosen:
+                    route.order.note_closed(target)
+
+    async def _find_route(self) -> Route:
+        """Where connections lead.
+
+        Raises:
+          DialFailed: that is not known.
+        """
+        if not self._endpoint.route.targets:
+            await self._endpoint.wait_targets(_FIRST_METADATA_S)
+        route = self._endpoint.route
+        if not route.targets:
+            why = "" if self._metadata is None else self._metadata.error
+            raise DialFailed(503, f"the endpoint is not known: {why or 'the relay has not said yet'}", "unknown-name")
+        return route
+
+    @property
+    def _is_refusing(self) -> bool:
+        """Whether senders are told that the endpoint is down without a dial. Only where a probe will say otherwise."""
+        health = self.settings.health
+        return (
+            self._endpoint.state is EndpointState.DOWN
+            and health.on_down is not OnDown.IGNORE
+            and health.probe.kind != "none"
+        )
+
+    async def _dial(self, route: Route, targets: tuple[Target, ...], waiting: WaitingSender) -> Dialled:
+        try:
+            dialled = await dial(
+                targets,
+                self.settings.dial,
+                order_state=route.order,
+                policy=self._policy(),
+                peer=waiting.incoming.remote_endpoint,
+            )
+        except DialFailed as failure:
+            if targets == route.targets:
+                self._endpoint.note_dial(failure)
+            raise
+        if targets == route.targets:
+            self._endpoint.note_dial(dialled.target)
+        return dialled
+
+    async def _join(
+        self, session: OpenSession, connection: Connection, stream: trio.abc.HalfCloseableStream
+    ) -> Spliced:
+        """Carry the bytes to the end; the endpoint comes first. A loss is noted, and raised."""
+        limits = self.settings.limits
+        try:
+            return await splice(
+                throttled(stream, self._inbound, self._outbound),
+                connection,
+                half_closed_timeout=limits.half_close_linger_s,
+                idle_timeout=limits.idle_timeout_s,
+                on_session=session.follow,
+            )
+        except RelayError as error:
+            self._book.lost += 1
+            said = str(error).replace("the first stream", f"the endpoint {session.endpoint}")
+            said = said.replace("the second stream", f"the sender {session.sender}".rstrip())
+            self._emit("lost", f"a connection broke: {said}")
+            raise
+
+    async def _reject(self, waiting: WaitingSender, failure: DialFailed, reason: str) -> None:
+        peer = waiting.incoming.remote_endpoint
+        self._note_refusal("" if peer is None else f"{peer.address}:{peer.port}", failure.text, reason, failure.status)
+        if waiting.is_waiting:
+            await waiting.reject(failure.status, one_line(failure.text))
+
+    def _note_refusal(self, sender: str, text: str, reason: str, status: int | None = None) -> None:
+        self._rejected[reason] += 1
+        self._note_error(text)
+        said = f"with {status}" if status is not None else "by closing its connection"
+        self._emit("refused", f"{f'the sender {sender}' if sender else 'a sender'} was refused {said}: {text}")
+
+    # HTTP ------------------------------------------------------------------------------------------------------------
+
+    async def _refuse_request(self, request: HttpRequest) -> None:
+        """HTTP to a tunnel."""
+        text = f"The hybrid connection {self.settings.path} is a TCP tunnel here and takes no HTTP requests\n".encode()
+        headers = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(text)))]
+        async with request.respond(501, headers) as responder:
+            await responder.send_all(text)
+
+    async def _decide_http(self, forwarder: HttpForwarder, incoming: IncomingConnection) -> Accept | Reject:
+        try:
+            await self._check_origin()
+        except DialFailed as failure:
+            peer = incoming.remote_endpoint
+            self._note_refusal("" if peer is None else peer.address, failure.text, failure.kind, failure.status)
+            return Reject(failure.status, one_line(failure.text))
+        return await forwarder.accept(incoming)
+
+    async def _serve_http(self, forwarder: HttpForwarder, request: HttpRequest) -> None:
+        try:
+            await self._check_origin()
+        except DialFailed as failure:
+            self._note_refusal("", failure.text, failure.kind, failure.status)
+            async with request.respond(failure.status, [("Content-Type", "text/plain")]) as responder:
+                await responder.send_all(f"{failure.text}\n".encode())
+            return
+        await forwarder.serve(request)
+
+    async def _check_origin(self) -> None:
+        """Ask the policy about the server, whose connections the forwarder opens by itself."""
+        policy = self._policy()
+        if policy is None:
+            return
+        for target in self._endpoint.route.targets:
+            await resolve(target, self.settings.dial, policy)
+
+    # What it tells ---------------------------------------------------------------------------------------------------
+
+    @property
+    def relay_leg(self) -> RelayLeg:
+        """How it stands with the relay."""
+        if self._has_ended.is_set():
+            return RelayLeg.STOPPED
+        if self._registration is not None and self._may_listen:
+            return self._registration.leg
+        if self._is_paused or self._is_draining:
+            return RelayLeg.PAUSED
+        if self._is_withdrawn:
+            return RelayLeg.WITHDRAWN
+        return RelayLeg.STOPPED if self._is_stopping else RelayLeg.CONNECTING
+
+    @property
+    def _online(self) -> int:
+        return 0 if self._registration is None else self._registration.online
+
+    @property
+    def shown(self) -> Shown:
+        """The word for tables."""
+        leg = self.relay_leg
+        if (self._is_draining or self._is_stopping) and not self._has_ended.is_set():
+            return Shown.DRAINING
+        if leg is RelayLeg.CONNECTED and self._endpoint.state in (EndpointState.DEGRADED, EndpointState.DOWN):
+            return Shown.DEGRADED
+        return Shown(leg.value)
+
+    def sessions(self) -> list[SessionStatus]:
+        """The open connections."""
+        return self._book.snapshot(self.name)
+
+    def status(self) -> ConnectionStatus:
+        """A snapshot."""
+        registration, watch = self._registration, self._metadata
+        entity = None if watch is None else watch.entity
+        admission = self._admission.statistics()
+        bytes_in, bytes_out = self._book.carried()
+        health = self._endpoint.route.health
+        latency_s = None if health is None else health.latency
+        error_unix, error = self._last_error()
+        next_try_unix = None if registration is None else registration.next_try_unix
+        attempts = 0 if registration is None else registration.attempts
+        served = [] if registration is None else [found.status for found in registration.listeners]
+        access_host = self.settings.relay.endpoint.partition("://")[2].rstrip("/")
+        return ConnectionStatus(
+            name=self.name,
+            status=self.shown.value,
+            detail=self._detail(attempts, next_try_unix),
+            relay_leg=self.relay_leg.value,
+            endpoint_leg=self._endpoint.state.value,
+            relay=access_host or self.settings.relay.endpoint,
+            path=self.settings.path,
+            profile=self.settings.profile.value,
+            listeners_here=self._online,
+            listeners_wanted=self.settings.listeners,
+            listeners_total=None if entity is None else entity.listener_count,
+            listeners_unix=None if watch is None else watch.entity_unix,
+            endpoint=self._endpoint.shown,
+            endpoint_from="metadata" if self._endpoint.is_from_metadata else "settings",
+            health=self._health_text(),
+            latency_ms=None if latency_s is None else latency_s * 1000,
+            open=len(self._book) + sum(found.requests_under_way for found in served),
+            queued=admission.queued,
+            bytes_in=bytes_in,
+            bytes_out=bytes_out,
+            accepted=self._book.accepted + sum(found.requests_served for found in served),
+            lost=self._book.lost,
+            rejected=dict(self._rejected),
+            since_unix=self._since_unix,
+            attempts=attempts,
+            next_try_unix=next_try_unix,
+            last_error=error,
+            last_error_unix=error_unix,
+            created_unix=None if entity is None or entity.created_at is None else entity.created_at.timestamp(),
+            updated_unix=None if entity is None or entity.updated_at is None else entity.updated_at.timestamp(),
+        )
+
+    async def check_targets(self) -> list[TargetCheck]:
+        """Dial each target once, as a sender's connection would, and close it again. A checkpoint."""
+        found: list[TargetCheck] = []
+        route = await self._find_route()
+        for target in route.targets:
+            began = trio.current_time()
+            try:
+                dialled = await dial([target], self.settings.dial, policy=self._policy())
+            except DialFailed as failure:
+                seconds = trio.current_time() - began
+                found.append(TargetCheck(str(target), False, failure.text, failure.kind, seconds))
+            else:
+                await cut(dialled.stream)
+                text = f"{dialled.address} answered in {dialled.seconds * 1000:.1f} ms"
+                found.append(TargetCheck(str(target), True, text, "", dialled.seconds))
+        return found
+
+    def _detail(self, attempts: int, next_try_unix: float | None) -> str:
+        if self._is_draining or self._is_stopping:
+            return f"{len(self._book)} open"
+        if next_try_unix is None or self.relay_leg is RelayLeg.CONNECTED:
+            return ""
+        return f"try {attempts + 1} in {max(0.0, next_try_unix - self._now_unix()):.0f} s"
+
+    def _health_text(self) -> str:
+        health = self._endpoint.route.health
+        if health is None:
+            return "no endpoint"
+        return health.summary
+
+    def _last_error(self) -> tuple[float | None, str]:
+        found = list(self._last_errors)
+        registration = self._registration
+        if registration is not None and registration.last_error_unix is not None:
+            found.append((registration.last_error_unix, registration.last_error))
+        return max(found, default=(None, ""), key=lambda item: item[0] or 0.0)
+
+    def _note_error(self, text: str, at_unix: float | None = None) -> None:
+        self._last_errors = [(self._now_unix() if at_unix is None else at_unix, text)]
+
+    def _emit(self, kind: str, text: str) -> None:
+        self._events.emit(self.settings.name, kind, text)
+
+    def _note_change(self) -> None:
+        """Wake whoever waits for anything; called after every change."""
+        if self.shown is not self._shown:
+            self._shown = self.shown
+            self._since_unix = self._now_unix()
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def _buckets(self) -> tuple[TokenBucket | None, TokenBucket | None]:
+        limits = self.settings.limits
+        burst = max(limits.burst, 1)
+        return (
+            TokenBucket(limits.rate_in, burst) if limits.rate_in else None,
+            TokenBucket(limits.rate_out, burst) if limits.rate_out else None,
+        )

@@ -1,0 +1,212 @@
+"""The relay leg of one entry: the control channels that this process holds, and how they stand.
+
+The library's listener stays registered by itself, whatever comes. What is added here is the meaning: which of the
+relay's answers is a matter of keys, which one of a hybrid connection that is not there, and what to do about it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+import trio
+
+from ...client.listener import Listener
+from ...client.status import Offline, Online, Reconnecting
+from ...errors import AuthorizationFailed, ConfigError, EndpointNotFound, NoListener, RelayError
+from ...net.errors import StreamClosed
+from ..config.settings import HcmConnection
+from .status import RelayLeg
+
+__all__ = ["Registration", "explain"]
+
+_CONFIG_RETRY_S: Final = 30.0
+"""Seconds until settings that could not be used, such as a missing file of certificates, are tried again."""
+
+_SEVERITY: Final = (RelayLeg.CONNECTED, RelayLeg.UNAUTHORIZED, RelayLeg.NOT_FOUND, RelayLeg.RECONNECTING)
+"""Which channel speaks for several: the first of these that one of them is in; Connecting if there is none."""
+
+_log = logging.getLogger("relaycore.edge")
+
+Emit: TypeAlias = Callable[[str, str], None]
+"""Notes an event: its kind and its text."""
+
+
+def explain(cause: BaseException | None, settings: HcmConnection) -> tuple[RelayLeg | None, str]:
+    """Say what the end of a control channel, or an attempt that failed, means.
+
+    Returns: the leg, if the cause settles it; and a line for people: what came back, what it means, what to do.
+    """
+    relay = settings.relay.endpoint
+    rule = f"rule {settings.key_name!r}" if settings.key_name else "the configured token"
+    said = str(cause) or type(cause).__name__
+    match cause:
+        case AuthorizationFailed(http_status=403) if said.startswith("ListenersPerEntity"):
+            return None, f"{relay} refused this listener: {said}; another one has to leave first"
+        case AuthorizationFailed(http_status=403):
+            return RelayLeg.UNAUTHORIZED, (
+                f"{relay} refused {rule} at {settings.path!r}: {said}; give that rule the right Listen, or use another"
+            )
+        case AuthorizationFailed():
+            return RelayLeg.UNAUTHORIZED, (
+                f"{relay} did not take the token of {rule}: {said}; check the key, and this machine's clock"
+            )
+        case EndpointNotFound() | NoListener():
+            return RelayLeg.NOT_FOUND, (
+                f"{relay} knows no hybrid connection {settings.path!r}: {said}; "
+                "it will be found when it is created, or correct the path"
+            )
+        case StreamClosed(code=code, reason=reason):
+            return None, f"{relay} closed the control channel ({code}{' ' + reason if reason else ''})"
+        case ConfigError():
+            return RelayLeg.UNAUTHORIZED, f"there is no token to sign in with: {said}"
+        case RelayError() | OSError():
+            return None, f"{relay}: {said}"
+    return None, f"{relay}: signing in failed ({type(cause).__name__})"
+
+
+@dataclass
+class _Channel:
+    """One listener's state. ``next_try_unix`` is None while nothing is waited for."""
+
+    leg: RelayLeg = RelayLeg.CONNECTING
+    attempts: int = 0
+    next_try_unix: float | None = None
+    listener: Listener | None = None
+
+
+OpenListener: TypeAlias = Callable[[], AbstractAsyncContextManager[Listener]]
+"""Makes a listener that begins without waiting for the relay, and whatever belongs to it."""
+
+
+class Registration:
+    """Holds the control channels of an entry from `hold` to `leave`. For one time only.
+
+    Args:
+      settings: which relay, how many.
+      open_listener: called for each channel.
+      emit: gets ``connected``, ``disconnected``, ``retrying``, ``unauthorized`` and ``not-found``.
+      on_change: called when anything here has changed.
+
+    Attributes:
+      last_error: the last end or failure in words; ``""`` if there was none.
+    """
+
+    def __init__(
+        self,
+        settings: HcmConnection,
+        open_listener: OpenListener,
+        emit: Emit,
+        on_change: Callable[[], None],
+        *,
+        now_unix: Callable[[], float] = time.time,
+    ) -> None:
+        self.last_error = ""
+        self.last_error_unix: float | None = None
+        self._settings = settings
+        self._open_listener = open_listener
+        self._emit = emit
+        self._on_change = on_change
+        self._now_unix = now_unix
+        self._channels = [_Channel() for _ in range(settings.listeners)]
+        self._leaving = trio.Event()
+
+    @property
+    def leg(self) -> RelayLeg:
+        """How the channels stand, as one word."""
+        legs = {channel.leg for channel in self._channels}
+        return next((leg for leg in _SEVERITY if leg in legs), RelayLeg.CONNECTING)
+
+    @property
+    def online(self) -> int:
+        """Channels that are up."""
+        return sum(channel.leg is RelayLeg.CONNECTED for channel in self._channels)
+
+    @property
+    def attempts(self) -> int:
+        """Failed attempts of the channel that had the most."""
+        return max(channel.attempts for channel in self._channels)
+
+    @property
+    def next_try_unix(self) -> float | None:
+        """When the next attempt is due; None while all channels are up, or being opened."""
+        return min((channel.next_try_unix for channel in self._channels if channel.next_try_unix), default=None)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether there was an attempt that came to nothing."""
+        return bool(self.last_error)
+
+    @property
+    def listeners(self) -> list[Listener]:
+        """Those there are now."""
+        return [channel.listener for channel in self._channels if channel.listener is not None]
+
+    def leave(self) -> None:
+        """Have `hold` deregister and return. Not a checkpoint."""
+        self._leaving.set()
+
+    async def hold(self) -> None:
+        """Be registered until `leave`, then deregister in order, which a silent relay can delay for ten seconds."""
+        async with trio.open_nursery() as nursery:
+            for channel in self._channels:
+                nursery.start_soon(self._keep, channel)
+
+    async def _keep(self, channel: _Channel) -> None:
+        while not self._leaving.is_set():
+            try:
+                async with self._open_listener() as listener:
+                    channel.listener = listener
+                    await self._follow(channel, listener)
+            except Exception as error:  # settings that are of no use, or our bug: neither ends the others
+                if not isinstance(error, RelayError | OSError):
+                    _log.error("! a listener of %s failed", self._settings.name, exc_info=error)
+                self._note_failure(channel, error, _CONFIG_RETRY_S)
+                with trio.move_on_after(_CONFIG_RETRY_S):
+                    await self._leaving.wait()
+            finally:
+                channel.listener = None
+
+    async def _follow(self, channel: _Channel, listener: Listener) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._heed, channel, listener)
+            await self._leaving.wait()
+            nursery.cancel_scope.cancel()
+
+    async def _heed(self, channel: _Channel, listener: Listener) -> None:
+        async for event in listener.events():
+            match event:
+                case Online():
+                    channel.leg, channel.attempts, channel.next_try_unix = RelayLeg.CONNECTED, 0, None
+                    self._emit("connected", f"listening at {self._settings.relay.endpoint} on {self._settings.path!r}")
+                    self._on_change()
+                case Offline(cause) if cause is not None:
+                    _, text = explain(cause, self._settings)
+                    channel.leg = RelayLeg.RECONNECTING
+                    self._note_error(text)
+                    self._emit("disconnected", text)
+                    self._on_change()
+                case Reconnecting(cause, delay_s):
+                    self._note_failure(channel, cause, delay_s)
+
+    def _note_failure(self, channel: _Channel, cause: BaseException, delay_s: float) -> None:
+        leg, text = explain(cause, self._settings)
+        was_lost = channel.leg is RelayLeg.RECONNECTING and channel.attempts == 0
+        if leg is not None:
+            channel.leg = leg
+        elif channel.leg is not RelayLeg.CONNECTING:
+            channel.leg = RelayLeg.RECONNECTING
+        channel.attempts += 1
+        channel.next_try_unix = self._now_unix() + delay_s
+        self._note_error(text)
+        kind = {RelayLeg.UNAUTHORIZED: "unauthorized", RelayLeg.NOT_FOUND: "not-found"}.get(channel.leg, "retrying")
+        again = f"try {channel.attempts + 1} in {delay_s:.1f} s"
+        self._emit(kind, again if was_lost and kind == "retrying" else f"{text}; {again}")
+        self._on_change()
+
+    def _note_error(self, text: str) -> None:
+        self.last_error, self.last_error_unix = text, self._now_unix()

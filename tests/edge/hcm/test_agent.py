@@ -1,0 +1,343 @@
+"""One entry, from the relay's invitation to the endpoint's last byte: a real relay, real TCP endpoints."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+
+import pytest
+import trio
+from managed import Endpoint, World, ask, closed_port, open_world, reset, status, until
+
+from relaycore import Rejected, ServerBusy, StreamLost
+from relaycore.edge.config.settings import DialSettings, LimitSettings, PolicySettings, Target
+from relaycore.errors import AuthorizationFailed, GatewayTimeout, Refused
+from relaycore.net.engine import shared_engine
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    async with open_world() as world:
+        yield world
+
+
+async def refusal_of(world: World, path: str = "orders") -> Refused:
+    """What a sender is told."""
+    with pytest.raises(Refused) as caught:
+        async with world.dial(path):
+            pass
+    return caught.value
+
+
+# Bytes ---------------------------------------------------------------------------------------------------------------
+
+
+async def test_bytes_reach_the_endpoint_and_come_back(world: World):
+    """8.5: raw bytes both ways, in C; counted while they go."""
+    endpoint = await world.endpoint()
+    async with world.serving(world.connection(endpoint.target)) as manager:
+        engine = shared_engine()
+        assert engine is not None
+        before = engine.statistics().completed
+        async with world.dial() as sender:
+            assert await ask(sender, b"hello") == b"hello"
+            found = status(manager)
+            assert (found.status, found.open, found.accepted) == ("Connected", 1, 1)
+            assert (found.bytes_in, found.bytes_out) == (5, 5)
+            [session] = manager.sessions()
+            assert session.endpoint == str(endpoint.target)
+            assert session.sender.startswith("127.0.0.1:")
+            assert (session.bytes_in, session.bytes_out) == (5, 5)
+        await until(lambda: not status(manager).open)
+        assert (status(manager).bytes_in, status(manager).bytes_out, status(manager).lost) == (5, 5, 0)
+        await until(lambda: endpoint.open == 0)
+        assert engine.statistics().completed >= before + 1
+
+
+async def test_a_lot_of_bytes(world: World):
+    blob = os.urandom(3_000_001)
+    endpoint = await world.endpoint()
+    async with world.serving(world.connection(endpoint.target)), world.dial() as sender:
+        got = bytearray()
+        async with trio.open_nursery() as nursery:
+
+            async def send() -> None:
+                await sender.send_all(blob)
+                await sender.send_eof()
+
+            nursery.start_soon(send)
+            while data := await sender.receive_some():
+                got += data
+        assert bytes(got) == blob
+
+
+# Half-close and reset ------------------------------------------------------------------------------------------------
+
+
+async def test_the_reply_to_a_half_close_arrives(world: World):
+    """8.5.3: the sender ends its direction, the endpoint reads the end and answers then."""
+
+    async def answer_at_the_end(stream: trio.SocketStream) -> None:
+        got = b""
+        async for data in stream:
+            got += data
+        await stream.send_all(b"you said " + got)
+
+    endpoint = await world.endpoint(answer_at_the_end)
+    async with world.serving(world.connection(endpoint.target)), world.dial() as sender:
+        await sender.send_all(b"a question")
+        await sender.send_eof()
+        got = b""
+        while data := await sender.receive_some():
+            got += data
+        assert got == b"you said a question"
+
+
+async def test_the_endpoint_ends_first_and_still_hears(world: World):
+    """8.5.3: the endpoint's half-close is the sender's end of data; the other direction goes on."""
+    heard = trio.Event()
+
+    async def speak_first(stream: trio.SocketStream) -> None:
+        await stream.send_all(b"I am done")
+        await stream.send_eof()
+        got = b""
+        async for data in stream:
+            got += data
+        assert got == b"I am not"
+        heard.set()
+
+    endpoint = await world.endpoint(speak_first)
+    async with world.serving(world.connection(endpoint.target)) as manager, world.dial() as sender:
+        got = b""
+        while data := await sender.receive_some():
+            got += data
+        assert got == b"I am done"
+        assert status(manager).open == 1
+        await sender.send_all(b"I am not")
+        await sender.send_eof()
+        await heard.wait()
+        await until(lambda: not status(manager).open)
+        assert status(manager).lost == 0
+
+
+async def test_an_endpoint_that_resets_is_no_end_of_data(world: World):
+    """8.5.3, spec 8.8: the sender sees a loss."""
+
+    async def break_off(stream: trio.SocketStream) -> None:
+        await stream.receive_some(1)
+        reset(stream)
+
+    endpoint = await world.endpoint(break_off)
+    async with world.serving(world.connection(endpoint.target)) as manager, world.dial() as sender:
+        await sender.send_all(b"x")
+        with pytest.raises(StreamLost):
+            await sender.receive_some()
+        await until(lambda: status(manager).lost == 1)
+        assert [event.kind for event in manager.recent_events()].count("lost") == 1
+        assert str(endpoint.target) in manager.recent_events()[-1].text
+
+
+async def test_a_sender_that_is_cut_is_a_reset_at_the_endpoint(world: World):
+    """8.5.3: and back: never an end of data."""
+    seen: list[Exception] = []
+
+    async def listen(stream: trio.SocketStream) -> None:
+        try:
+            while await stream.receive_some():
+                pass
+            seen.append(EOFError())
+        except trio.BrokenResourceError as error:
+            seen.append(error)
+
+    endpoint = await world.endpoint(listen)
+    async with world.serving(world.connection(endpoint.target)), world.dial() as sender:
+        await sender.send_all(b"x")
+        await until(lambda: endpoint.connections)
+        await trio.aclose_forcefully(sender)
+        await until(lambda: seen)
+        assert isinstance(seen[0], trio.BrokenResourceError)
+
+
+async def test_a_half_closed_connection_has_a_linger_limit(world: World):
+    """8.5.3: silence that the second direction may keep once the first has ended."""
+
+    async def say_nothing(stream: trio.SocketStream) -> None:
+        await trio.sleep_forever()
+
+    endpoint = await world.endpoint(say_nothing)
+    limits = LimitSettings(half_close_linger_s=0.1)
+    async with world.serving(world.connection(endpoint.target, limits=limits)) as manager, world.dial() as sender:
+        await sender.send_eof()
+        with pytest.raises(StreamLost):
+            await sender.receive_some()
+        await until(lambda: status(manager).lost == 1)
+
+
+async def test_an_idle_connection_has_a_limit(world: World):
+    endpoint = await world.endpoint()
+    limits = LimitSettings(idle_timeout_s=0.1)
+    async with world.serving(world.connection(endpoint.target, limits=limits)), world.dial() as sender:
+        assert await ask(sender) == b"ping"
+        with pytest.raises(StreamLost):
+            await sender.receive_some()
+
+
+# Refusals ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_refused_dial_is_a_502_with_its_reason(world: World):
+    """8.5.1: dialled before accepted: the sender learns the reason in its handshake."""
+    port = closed_port()
+    async with world.serving(world.connection(Target("127.0.0.1", port))) as manager:
+        error = await refusal_of(world)
+        assert isinstance(error, Rejected)
+        assert error.http_status == 502
+        assert f"127.0.0.1 port {port} refused the connection (ECONNREFUSED)" in error.message
+        found = status(manager)
+        assert found.rejected == {"refused": 1}
+        assert found.accepted == 0
+        assert "ECONNREFUSED" in found.last_error
+        [event] = [event for event in manager.recent_events() if event.kind == "refused"]
+        assert "ECONNREFUSED" in event.text
+
+
+async def test_a_dial_without_an_answer_is_a_504(world: World):
+    """8.5.1. A listener whose backlog is full drops what comes, as a firewall does."""
+    with closing_backlog() as port:
+        dial = DialSettings(timeout_s=0.3)
+        async with world.serving(world.connection(Target("127.0.0.1", port), dial=dial)) as manager:
+            error = await refusal_of(world)
+            assert isinstance(error, GatewayTimeout)
+            assert error.http_status == 504
+            assert "does not answer within 0.3 s" in error.message
+            assert status(manager).rejected == {"timeout": 1}
+
+
+async def test_an_unknown_name_is_a_502(world: World):
+    async with world.serving(world.connection(Target("no-such-host.invalid", 1433))):
+        error = await refusal_of(world)
+        assert error.http_status == 502
+        assert "no-such-host.invalid" in error.message
+
+
+async def test_what_the_policy_forbids_is_a_403(world: World):
+    """8.4 [hcm.policy], 8.5.1."""
+    endpoint = await world.endpoint()
+    connection = world.connection(endpoint.target)
+    async with world.serving(connection, policy=PolicySettings(deny=("127.0.0.0/8:*",))) as manager:
+        error = await refusal_of(world)
+        assert isinstance(error, AuthorizationFailed)
+        assert error.http_status == 403
+        assert "127.0.0.0/8:*" in error.message
+        assert endpoint.connections == 0
+        assert status(manager).rejected == {"policy": 1}
+
+
+async def test_too_many_are_a_503(world: World):
+    """8.4 limits, 8.5.5."""
+    endpoint = await world.endpoint()
+    limits = LimitSettings(max_open=1)
+    async with world.serving(world.connection(endpoint.target, limits=limits)) as manager:
+        async with world.dial() as sender:
+            assert await ask(sender) == b"ping"
+            error = await refusal_of(world)
+            assert isinstance(error, ServerBusy)
+            assert "1 connections are open" in error.message
+            assert status(manager).rejected == {"overloaded": 1}
+        await until(lambda: not status(manager).open)
+        async with world.dial() as sender:
+            assert await ask(sender) == b"ping"
+
+
+async def test_a_queue_waits_for_a_place(world: World):
+    endpoint = await world.endpoint()
+    limits = LimitSettings(max_open=1, queue=1, queue_timeout_s=10)
+    async with (
+        world.serving(world.connection(endpoint.target, limits=limits)) as manager,
+        trio.open_nursery() as nursery,
+    ):
+
+        async def second() -> None:
+            async with world.dial() as sender:
+                assert await ask(sender, b"second") == b"second"
+
+        async with world.dial() as sender:
+            assert await ask(sender) == b"ping"
+            nursery.start_soon(second)
+            await until(lambda: status(manager).queued == 1)
+            assert status(manager).open == 1
+
+
+async def test_http_to_a_tunnel_is_a_501_that_says_so(world: World):
+    """Complaint 16: HTTP to a hybrid connection behind a connection manager."""
+    from peers import WirePeer, http_request  # a raw HTTP sender
+
+    await world.relay.create_entity("open", requires_client_authorization=False)
+    endpoint = await world.endpoint()
+    async with world.serving(world.connection(endpoint.target, path="open")):
+        peer = await WirePeer.open(world.relay.port)
+        await peer.send(http_request("GET", "/open", ()))
+        answer = await peer.read_http("GET")
+        assert answer.status == 501
+        assert b"TCP tunnel" in answer.body
+        await peer.aclose()
+
+
+# Several targets -----------------------------------------------------------------------------------------------------
+
+
+async def test_the_next_target_takes_over(world: World):
+    """8.4 order: failover."""
+    first, second = await world.endpoint(), await world.endpoint()
+    async with world.serving(world.connection(first.target, second.target)) as manager:
+        async with world.dial() as sender:
+            assert await ask(sender) == b"ping"
+        assert (first.connections, second.connections) == (1, 0)
+        first.down()
+        async with world.dial() as sender:
+            assert await ask(sender) == b"ping"
+            assert manager.sessions()[0].endpoint == str(second.target)
+        assert second.connections == 1
+
+
+async def test_rates_are_kept(world: World):
+    """8.5.5: half a mebibyte at 1 MiB/s, after a burst, takes its time; and the bytes are all there."""
+    blob = os.urandom(400_000)
+
+    async def give(stream: trio.SocketStream) -> None:
+        await stream.send_all(blob)
+        await stream.send_eof()
+
+    endpoint = await world.endpoint(give)
+    limits = LimitSettings(rate_out=1_000_000, burst=65_536)
+    async with world.serving(world.connection(endpoint.target, limits=limits)), world.dial() as sender:
+        began = trio.current_time()
+        got = bytearray()
+        while data := await sender.receive_some():
+            got += data
+        assert bytes(got) == blob
+        assert trio.current_time() - began > 0.2
+
+
+def closing_backlog():
+    """The port of a listener that takes nobody any more."""
+    import contextlib
+    import socket
+
+    @contextlib.contextmanager
+    def make():
+        with contextlib.ExitStack() as stack:
+            listener = stack.enter_context(socket.socket())
+            listener.bind(("127.0.0.1", 0))
+            listener.listen(0)
+            for _ in range(4):
+                filler = stack.enter_context(socket.socket())
+                filler.setblocking(False)
+                with contextlib.suppress(BlockingIOError):
+                    filler.connect(listener.getsockname())
+            yield listener.getsockname()[1]
+
+    return make()
+
+
+_ = Endpoint
