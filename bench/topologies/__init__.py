@@ -7,7 +7,7 @@ They are listed in the order of the imports below.
 
 # ruff: noqa: I001
 from .base import TOPOLOGIES, Stage, Topology
-from . import direct, floor, proxies, tunnels, python, relay  # noqa: F401
+from . import direct, floor, proxies, tunnels, edges, python, relay  # noqa: F401
 from .relay import open_relay, relay_headers
 
 __all__ = ["TOPOLOGIES", "Stage", "Topology", "open_relay", "relay_headers"]
