@@ -1231,8 +1231,9 @@ async def test_a_channel_that_stalls_delays_no_cancellation(relay: FakeRelay):
         ready = trio.Event()
 
         async def listen() -> None:
+            # A pause of the whole process, longer than a response may stay incomplete, must not send one by rendezvous.
             async with relaycore.open_listener(
-                relay.connection_string(), on_request=answer, max_concurrent=many
+                relay.connection_string(), on_request=answer, max_concurrent=many, flush_after=3600
             ) as listener:
                 ready.set()
                 await listener.wait_closed()
