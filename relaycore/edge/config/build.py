@@ -36,14 +36,11 @@ class _Builder:
     problems: Problems
 
     def build(self, root: Table) -> EdgeSettings:
-        relays = {
-            name: relay
-            for name, table in root.named.get("relay", {}).items()
-            if (relay := self._relay(name, table)) is not None
-        }
+        # None is one that is wrong: those who name it are not.
+        relays = {name: self._relay(name, table) for name, table in root.named.get("relay", {}).items()}
         hcm, connect = root.below.get("hcm"), root.below.get("connect")
         return EdgeSettings(
-            relays=tuple(relays.values()),
+            relays=tuple(relay for relay in relays.values() if relay is not None),
             hcm=HcmSettings() if hcm is None else self._hcm(hcm, relays),
             connect=ConnectSettings() if connect is None else self._connect(connect, relays),
         )
@@ -99,7 +96,7 @@ class _Builder:
     # -- entries --------------------------------------------------------------------------------------------------
 
     def _sign_in(
-        self, table: Table, path: KeyPath, values: dict[str, Any], relays: Mapping[str, RelaySettings]
+        self, table: Table, path: KeyPath, values: dict[str, Any], relays: Mapping[str, RelaySettings | None]
     ) -> dict[str, Any] | None:
         """The fields that say which hybrid connection, and who signs; None where that cannot be said."""
         before = len(self.problems.errors)
@@ -144,7 +141,7 @@ class _Builder:
         return found
 
     def _named_relay(
-        self, table: Table, path: KeyPath, values: dict[str, Any], relays: Mapping[str, RelaySettings]
+        self, table: Table, path: KeyPath, values: dict[str, Any], relays: Mapping[str, RelaySettings | None]
     ) -> RelaySettings | None:
         if {"relay", "connection_string"} & (set(table.leaves) - set(values)) or "=" in values.get("relay", ""):
             return None  # said already
@@ -182,7 +179,7 @@ class _Builder:
 
     # -- the connection manager -----------------------------------------------------------------------------------
 
-    def _hcm(self, table: Table, relays: Mapping[str, RelaySettings]) -> HcmSettings:
+    def _hcm(self, table: Table, relays: Mapping[str, RelaySettings | None]) -> HcmSettings:
         found: list[HcmConnection] = []
         for index, entry in enumerate(table.lists.get("connection", ())):
             connection = self._connection(entry, ("hcm", "connection", index), relays)
@@ -191,7 +188,9 @@ class _Builder:
         self._check_unique(table.lists.get("connection", []), ("hcm", "connection"))
         return HcmSettings(connections=tuple(found), **self._fields(table, ("hcm",)))
 
-    def _connection(self, table: Table, path: KeyPath, relays: Mapping[str, RelaySettings]) -> HcmConnection | None:
+    def _connection(
+        self, table: Table, path: KeyPath, relays: Mapping[str, RelaySettings | None]
+    ) -> HcmConnection | None:
         before = len(self.problems.errors)
         values = self._read(table, path)
         sign_in = self._sign_in(table, path, values, relays)
@@ -263,7 +262,7 @@ class _Builder:
 
     # -- the forwarder --------------------------------------------------------------------------------------------
 
-    def _connect(self, table: Table, relays: Mapping[str, RelaySettings]) -> ConnectSettings:
+    def _connect(self, table: Table, relays: Mapping[str, RelaySettings | None]) -> ConnectSettings:
         found: list[Forward] = []
         entries = table.lists.get("forward", [])
         for index, entry in enumerate(entries):
@@ -283,7 +282,7 @@ class _Builder:
     def _fields_and_keys(self, table: Table) -> dict[str, Any]:
         return _Builder(Problems())._read(table, ())
 
-    def _forward(self, table: Table, path: KeyPath, relays: Mapping[str, RelaySettings]) -> Forward | None:
+    def _forward(self, table: Table, path: KeyPath, relays: Mapping[str, RelaySettings | None]) -> Forward | None:
         before = len(self.problems.errors)
         values = self._read(table, path)
         sign_in = self._sign_in(table, path, values, relays)

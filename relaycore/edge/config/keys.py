@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal
 
-from . import kinds
+from . import kinds, place_kinds
 from .kinds import Kind, choice, count, enumeration, several, span
 from .settings import (
     ConnectSettings,
@@ -33,7 +33,7 @@ from .settings import (
 )
 from .toml_text import KeyPath
 
-__all__ = ["ROOT", "Key", "Section", "section_at"]
+__all__ = ["RELAY_KEYS", "ROOT", "Key", "Section", "section_at"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,16 +89,17 @@ class Section:
         return next((item.default for item in fields(self.value) if item.name == key.attribute), None)
 
 
-_RELAY_KEYS: Final = (
-    Key("ca_file", kinds.FILE, "PEM file of the authorities to trust besides the system's.", "cafile", "unset"),
+RELAY_KEYS: Final = (
+    Key("ca_file", place_kinds.FILE, "PEM file of the authorities to trust besides the system's.", "cafile", "unset"),
     Key(
         "proxy",
-        kinds.PROXY,
+        place_kinds.PROXY,
         "How the relay is dialled: `env` heeds `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`; `none` dials directly; or"
         " `http://USER@HOST:PORT`, `socks5://HOST:PORT`. A URL with a password makes the file a secret: mode 0600.",
     ),
     Key("keepalive", span(low=1.0), "Silence on a control channel before the relay is pinged.", "keep_alive_s"),
 )
+"""What an entry may say for itself, instead of its relay."""
 
 _RELAY = Section(
     text="A relay that connections and forwards name. With only one in the settings, they need not name it.",
@@ -106,7 +107,7 @@ _RELAY = Section(
     value=RelaySettings,
     keys=(
         Key("endpoint", kinds.TEXT, "`sb://HOST[:PORT]/`.", default="needed"),
-        *_RELAY_KEYS,
+        *RELAY_KEYS,
         Key("emulator", kinds.BOOL, "Plain `ws` instead of TLS; only on a loopback address.", "is_emulator"),
     ),
 )
@@ -118,7 +119,7 @@ def _sign_in(what: str, right: str) -> tuple[Key, ...]:
         Key("relay", kinds.TEXT, "Name of a `[relay.NAME]`; or a connection string, as `connection_string`.", None),
         Key(
             "connection_string",
-            kinds.CONNECTION_STRING,
+            place_kinds.CONNECTION_STRING,
             "Instead of `relay`, `path` and `key_name`: `Endpoint=sb://HOST[:PORT]/;SharedAccessKeyName=RULE;"
             "EntityPath=PATH`, in any order, the path in the URL if need be. With `SharedAccessKey` in it, the file has"
             " to be of mode 0600.",
@@ -128,13 +129,13 @@ def _sign_in(what: str, right: str) -> tuple[Key, ...]:
         Key("key_name", kinds.TEXT, f"The authorization rule; it needs the right {right}.", default="unset"),
         Key(
             "key",
-            kinds.SECRET,
+            place_kinds.SECRET,
             "The rule's key: `{ file = FILE }`, `{ env = VARIABLE }`, `{ credential = NAME }` (systemd), or the key"
             " itself in a file of mode 0600. Files are read again for each token.",
             default="unset",
         ),
-        Key("token", kinds.SECRET, "A ready token instead of rule and key, as `key`.", default="unset"),
-        *(Key(key.name, key.kind, "Instead of the relay's own.", None, default="as the relay") for key in _RELAY_KEYS),
+        Key("token", place_kinds.SECRET, "A ready token instead of rule and key, as `key`.", default="unset"),
+        *(Key(key.name, key.kind, "Instead of the relay's own.", None, default="as the relay") for key in RELAY_KEYS),
     )
 
 
@@ -145,7 +146,7 @@ _PORT = Section(
     value=PortBinding,
     keys=(
         Key("name", kinds.NAME, "What senders ask for, at most 255 bytes.", default="needed"),
-        Key("endpoint", several(kinds.TARGET, low=1), "Where it leads; several as above.", "targets", "needed"),
+        Key("endpoint", several(place_kinds.TARGET, low=1), "Where it leads; several as above.", "targets", "needed"),
         Key("udp", kinds.BOOL, "Datagrams instead of a stream.", "is_udp"),
     ),
 )
@@ -157,7 +158,7 @@ _DIAL = Section(
         Key("timeout", span(low=0.001, high=29), "For all addresses together.", "timeout_s"),
         Key("order", enumeration(EndpointOrder), "Of several endpoints: `failover`, `round-robin`, `least-open`."),
         Key("family", choice("any", "ipv4", "ipv6"), "`any`, `ipv4`, `ipv6`."),
-        Key("source", kinds.ADDRESS, "Address of this machine to dial from.", default="unset"),
+        Key("source", place_kinds.ADDRESS, "Address of this machine to dial from.", default="unset"),
         Key("nodelay", kinds.BOOL, "Send small pieces at once."),
         Key("proxy_protocol", count(0, 2), "Version of the PROXY header with the sender's address; 0 sends none."),
     ),
@@ -169,7 +170,7 @@ _HEALTH = Section(
     keys=(
         Key(
             "probe",
-            kinds.PROBE,
+            place_kinds.PROBE,
             "`none`; `tcp` connects; `tls` shakes hands; `http GET /PATH` wants a status below 400;"
             " `{ send = TEXT, expect = TEXT }`; `{ command = [PROGRAM, ...] }` wants exit code 0, and finds"
             " `RELAYCORE_HOST` and `RELAYCORE_PORT` set.",
@@ -233,7 +234,7 @@ _CONNECTION = Section(
         ),
         Key(
             "endpoint",
-            kinds.ENDPOINT,
+            place_kinds.ENDPOINT,
             "`metadata`: what the hybrid connection's own text names; `HOST:PORT`, `unix:/PATH`, or a list of these;"
             " with the profile `http` the URL of the server.",
             None,
@@ -252,7 +253,7 @@ _CONTROL = Section(
     keys=(
         Key(
             "socket",
-            kinds.FILE,
+            place_kinds.FILE,
             "Its path; made with mode 0600. `$RUNTIME_DIR` is `$RUNTIME_DIRECTORY`, `$XDG_RUNTIME_DIR/relaycore`,"
             " `/run/relaycore` for root, or `/tmp/relaycore-UID`.",
             default="`hcm.sock` or `connect.sock` in `$RUNTIME_DIR`",
@@ -264,7 +265,7 @@ _METRICS = Section(
     text="Where `/metrics` (Prometheus), `/healthz` and `/readyz` answer.",
     value=MetricsSettings,
     keys=(
-        Key("listen", kinds.LISTEN, "`ADDRESS:PORT` or `unix:/PATH`.", default="nowhere"),
+        Key("listen", place_kinds.LISTEN, "`ADDRESS:PORT` or `unix:/PATH`.", default="nowhere"),
         Key("ready_when", choice("any", "all"), "How many connections have to be Connected for `/readyz`."),
     ),
 )
@@ -278,8 +279,8 @@ _HCM = Section(
             " address or a network; and a port, `*` or `A-B`. They count for names and for what these resolve to.",
             value=PolicySettings,
             keys=(
-                Key("allow", kinds.PATTERNS, "Nothing else may be dialled.", default="all"),
-                Key("deny", kinds.PATTERNS, "May not be dialled, allowed or not."),
+                Key("allow", place_kinds.PATTERNS, "Nothing else may be dialled.", default="all"),
+                Key("deny", place_kinds.PATTERNS, "May not be dialled, allowed or not."),
             ),
         ),
         "metrics": _METRICS,
@@ -297,14 +298,14 @@ _FORWARD = Section(
         Key("profile", choice("raw", "azbridge"), "`raw`, or `azbridge` with its preamble."),
         Key(
             "hosts",
-            kinds.HOSTS,
+            place_kinds.HOSTS,
             "Names that lead to it.",
             default="the host of the endpoint in the hybrid connection's own text",
         ),
         Key("port", count(0, 65_535), "The endpoint's port, as programs dial it; 0: as that text says."),
         Key(
             "listen",
-            kinds.LISTENS,
+            place_kinds.LISTENS,
             "Local addresses: `auto:PORT` on the forward's own address in the pool, `ADDRESS:PORT`, `udp:...`,"
             " `unix:/PATH[,mode=660]`.",
             default='`["auto"]` with the endpoint\'s port',
@@ -335,7 +336,7 @@ _CONNECT = Section(
             text="The stub resolver for configured names.",
             value=DnsSettings,
             keys=(
-                Key("listen", kinds.LISTENS, "`ADDRESS:PORT`, UDP and TCP; empty: none.", default="`[]`"),
+                Key("listen", place_kinds.LISTENS, "`ADDRESS:PORT`, UDP and TCP; empty: none.", default="`[]`"),
                 Key("ttl", kinds.WHOLE_SECONDS, "How long answers may be kept.", "ttl_s"),
                 Key("upstream", choice("none", "system"), "Other names: `none` refuses them, `system` passes them on."),
             ),
@@ -344,15 +345,17 @@ _CONNECT = Section(
             text="The port that speaks SOCKS5, SOCKS4a and HTTP CONNECT.",
             value=ProxyPortSettings,
             keys=(
-                Key("listen", kinds.LISTEN, "`ADDRESS:PORT` or `unix:/PATH`.", default="nowhere"),
-                Key("users", kinds.SECRET, "File with `USER:PASSWORD` lines, as `key`.", default="no password"),
-                Key("bypass", kinds.PATTERNS, "Targets that are dialled directly; patterns as in `[hcm.policy]`."),
+                Key("listen", place_kinds.LISTEN, "`ADDRESS:PORT` or `unix:/PATH`.", default="nowhere"),
+                Key("users", place_kinds.SECRET, "File with `USER:PASSWORD` lines, as `key`.", default="no password"),
+                Key(
+                    "bypass", place_kinds.PATTERNS, "Targets that are dialled directly; patterns as in `[hcm.policy]`."
+                ),
                 Key("allow_unconfigured", kinds.BOOL, "As `bypass` with `*:*`.", None, "false"),
             ),
         ),
         "pool": Section(
             text="Where `auto` addresses are from.",
-            keys=(Key("loopback", kinds.POOL, "A network within 127.0.0.0/8.", None, '`"127.77.0.0/16"`'),),
+            keys=(Key("loopback", place_kinds.POOL, "A network within 127.0.0.0/8.", None, '`"127.77.0.0/16"`'),),
         ),
         "metrics": _METRICS,
         "control": _CONTROL,

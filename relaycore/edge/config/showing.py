@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from .keys import ROOT, Key, Section, section_at
+from .keys import RELAY_KEYS, ROOT, Key, Section, section_at
 from .settings import METADATA, EdgeSettings, Forward, HcmConnection, Profile, RelaySettings
 from .toml_text import KeyPath, dotted, write_document
 
@@ -100,7 +100,7 @@ class _Writer:
             # Without the key, which stands beside it and may be kept elsewhere.
             text = f"Endpoint={relay.endpoint};EntityPath={entry.path}"
             found["connection_string"] = f"{text};UseDevelopmentEmulator=true" if relay.is_emulator else text
-            found |= self._relay_keys(section, relay)
+            found |= self._relay_keys(relay)
         if entry.path != entry.name and relay.name:
             found["path"] = entry.path
         rest = self._keys(section, entry, path, without=("name", "path"))
@@ -112,14 +112,12 @@ class _Writer:
                 rest["endpoint"] = self._write(key, endpoint)
         return found | rest
 
-    def _relay_keys(self, section: Section, relay: RelaySettings) -> dict[str, object]:
+    def _relay_keys(self, relay: RelaySettings) -> dict[str, object]:
         found: dict[str, object] = {}
-        for mine in ROOT.below["relay"].keys:
-            key = section.key(mine.name)
-            if key is None or mine.attribute is None:
-                continue
-            value = getattr(relay, mine.attribute)
-            if value is not None and value != ROOT.below["relay"].default_of(mine):
+        for key in RELAY_KEYS:
+            assert key.attribute is not None
+            value = getattr(relay, key.attribute)
+            if value is not None and value != ROOT.below["relay"].default_of(key):
                 found[key.name] = self._write(key, value)
         return found
 

@@ -136,15 +136,16 @@ def _read_file(path: Path, environ: Mapping[str, str], problems: Problems) -> Ta
     except UnicodeDecodeError as error:
         problems.add(f"is not UTF-8 (byte {error.start})", str(path), ())
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        problems.add(f"is not TOML: {error}", _with_line(path, str(error)), ())
+        problems.add(f"is not TOML: {error}", _with_line(path, str(error), text), ())
     else:
         return _FileReader(path, key_lines(text), environ, problems).table(document, ROOT, ())
     return None
 
 
-def _with_line(path: Path, message: str) -> str:
-    match = re.search(r"at line (\d+)", message)
-    return f"{path}:{match[1]}" if match else str(path)
+def _with_line(path: Path, message: str, text: str) -> str:
+    match = re.search(r"at line ([0-9]+)", message)
+    line = match[1] if match else len(text.splitlines()) if "at end of document" in message else ""
+    return f"{path}:{line}" if line else str(path)
 
 
 @dataclass(slots=True)
@@ -227,7 +228,7 @@ class _Assigner:
             if match is None or not parts:
                 self.problems.add("expected PATH=VALUE, such as hcm.connection.0.listeners=2", "-o", ())
                 continue
-            self._assign(parts, match["value"], Source("-o", environ=environ))
+            self._assign(parts, match["value"].strip(), Source("-o", environ=environ))
 
     def _assign(self, parts: Sequence[str], text: str, source: Source) -> None:
         table, rest = self.root, list(parts)

@@ -28,9 +28,9 @@ __all__ = [
     "parse_target",
 ]
 
-_SPAN = re.compile(r"(?P<number>\d{1,9}(?:\.\d{1,6})?)\s*(?P<unit>ms|s|m|min|h|d)?")
+_SPAN = re.compile(r"(?P<number>[0-9]{1,9}(?:\.[0-9]{1,6})?)\s*(?P<unit>ms|s|m|min|h|d)?")
 _SPAN_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3_600.0, "d": 86_400.0}
-_SIZE = re.compile(r"(?P<number>\d{1,18}(?:\.\d{1,6})?)\s*(?P<unit>[KMGT]?i?B)?", re.IGNORECASE)
+_SIZE = re.compile(r"(?P<number>[0-9]{1,18}(?:\.[0-9]{1,6})?)\s*(?P<unit>[KMGT]?i?B)?", re.IGNORECASE)
 _SIZE_UNITS: Final = {
     f"{letter}{'i' if base == 1024 else ''}b": base**power
     for base in (1000, 1024)
@@ -38,7 +38,7 @@ _SIZE_UNITS: Final = {
 } | {"b": 1}
 _HOST = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9_])?(?:\.[A-Za-z0-9_-]+)*\.?")
 _MODE = re.compile(r"(?P<path>.*),mode=(?:0o?)?(?P<mode>[0-7]{3})")
-_PORTS = re.compile(r"\*|(?P<low>\d{1,5})(?:-(?P<high>\d{1,5}))?")
+_PORTS = re.compile(r"\*|(?P<low>[0-9]{1,5})(?:-(?P<high>[0-9]{1,5}))?")
 _MAX_SOCKET_PATH: Final = 107  # unix(7): sun_path has 108 bytes, one of them ends it
 
 

@@ -1,0 +1,94 @@
+"""Where secrets are kept, and that nothing shows them."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from relaycore.edge.config.secret import Secret
+from relaycore.errors import ConfigError
+
+KEY = "c2VjcmV0a2V5c2VjcmV0a2V5c2VjcmV0a2V5c2VjcmU="
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "key"
+    path.touch(mode=0o600)
+    path.write_text(f" {KEY}\n")
+    return path
+
+
+def test_a_file_is_read_again_each_time(file):
+    secret = Secret("file", str(file))
+    assert secret.read() == KEY
+    file.write_text("other")
+    assert secret.read() == "other"
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o601])
+def test_a_file_that_others_can_open_is_refused(file, mode):
+    file.chmod(mode)
+    with pytest.raises(ConfigError, match="chmod 600") as caught:
+        Secret("file", str(file), "f.toml:3").read()
+    assert caught.value.source == "f.toml:3"
+    assert KEY not in str(caught.value)
+
+
+def test_a_file_need_be_no_regular_one(tmp_path):
+    """Such as a descriptor that a shell hands over: ``/dev/fd/9``."""
+    read, write = os.pipe()
+    os.write(write, KEY.encode())
+    os.close(write)
+    try:
+        assert Secret("file", f"/dev/fd/{read}").read() == KEY
+    finally:
+        os.close(read)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [(b"", "holds nothing"), (b" \n", "holds nothing"), (b"\xff", "not UTF-8"), (b"x" * 65_537, "longer")],
+)
+def test_a_file_that_holds_no_secret_is_named(file, data, said):
+    file.write_bytes(data)
+    with pytest.raises(ConfigError, match=said) as caught:
+        Secret("file", str(file)).read()
+    assert str(file) in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="absent cannot be read: No such file"):
+        Secret("file", str(tmp_path / "absent")).read()
+
+
+def test_a_variable_is_looked_up_each_time():
+    environ = {"A": f" {KEY} "}
+    secret = Secret("env", "A")
+    assert secret.read(environ) == KEY
+    del environ["A"]
+    with pytest.raises(ConfigError, match="env:A holds nothing"):
+        secret.read(environ)
+
+
+def test_a_credential_is_systemd_s(tmp_path):
+    (tmp_path / "orders").write_text(KEY)
+    (tmp_path / "orders").chmod(0o440)  # whoever may read it is systemd's business
+    secret = Secret("credential", "orders")
+    assert secret.read({"CREDENTIALS_DIRECTORY": str(tmp_path)}) == KEY
+    with pytest.raises(ConfigError, match="CREDENTIALS_DIRECTORY is not set"):
+        secret.read({})
+
+
+def test_nothing_shows_it():
+    secret = Secret("inline", KEY)
+    assert secret.read() == KEY
+    assert KEY not in repr(secret)
+    assert str(secret) == "(inline)"
+    assert str(Secret("file", "/k")) == "file:/k"
+
+
+def test_where_it_is_named_makes_no_difference():
+    assert Secret("file", "/k", "a.toml:1") == Secret("file", "/k", "b.toml:9")
+    assert Secret("file", "/k") != Secret("env", "/k")
