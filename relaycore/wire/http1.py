@@ -62,6 +62,7 @@ _VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 _TARGET = re.compile(r"[\x21\x22\x24-\x7e]+")  # everything visible but "#"
 _HOST_PATTERN: Final = r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~\-]+)(?::[0-9]{1,5})?"
 _HOST = re.compile(_HOST_PATTERN)
+_AUTHORITY_FORM = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~\-]+):[0-9]{1,5}")
 _ABSOLUTE_FORM = re.compile(rf"(?:https?|wss?)://({_HOST_PATTERN})(?:[/?].*)?", re.IGNORECASE)
 
 _REQUEST_LINE = re.compile(rf"({_TOKEN_CLASS}+) ([\x21-\x7e]+) HTTP/([0-9]\.[0-9])")
@@ -471,6 +472,8 @@ class RequestReader(_Reader[RequestEvent]):
       max_headers: most header fields; more is 431.
       max_line_bytes: longest request line without its line end; more is 414.
       max_fields_bytes: all header fields with their line ends; more is 431.
+      takes_connect: for a proxy: CONNECT is a request too. Its target is ``HOST:PORT`` and its head stands alone;
+        behind it nothing more is read, as behind an upgrade. Otherwise it is 501.
     """
 
     def __init__(
@@ -480,9 +483,11 @@ class RequestReader(_Reader[RequestEvent]):
         max_headers: int = limits.MAX_HEADERS,
         max_line_bytes: int = limits.MAX_START_LINE_BYTES,
         max_fields_bytes: int = limits.MAX_REQUEST_HEADERS_BYTES,
+        takes_connect: bool = False,
     ) -> None:
         super().__init__(_HeadReader(max_head_bytes, max_headers, max_line_bytes, 414))
         self._max_fields_bytes = max_fields_bytes
+        self._takes_connect = takes_connect
         self._is_upgraded = False
 
     @property
@@ -498,8 +503,8 @@ class RequestReader(_Reader[RequestEvent]):
         raw = self._heads.extract(self._buffer)
         if raw is None:
             return None
-        head = _parse_request_head(raw, self._max_fields_bytes)
-        if head.is_upgrade and not head.has_body:
+        head = _parse_request_head(raw, self._max_fields_bytes, takes_connect=self._takes_connect)
+        if (head.is_upgrade and not head.has_body) or head.method == "CONNECT":
             self._is_upgraded = True
         elif head.is_chunked:
             self._body = _ChunkedBody()
@@ -508,7 +513,7 @@ class RequestReader(_Reader[RequestEvent]):
         return head
 
 
-def _parse_request_head(raw: bytes, max_fields_bytes: int) -> RequestHead:
+def _parse_request_head(raw: bytes, max_fields_bytes: int, *, takes_connect: bool) -> RequestHead:
     line, _, lines = raw.partition(b"\r\n")
     if len(lines) - len(b"\r\n") > max_fields_bytes:
         _refuse(f"Header fields longer than {max_fields_bytes} bytes in all", 431, "wire contract 15")
@@ -518,7 +523,7 @@ def _parse_request_head(raw: bytes, max_fields_bytes: int) -> RequestHead:
     method, target, version = match.groups()
     if version not in ("1.1", "1.0"):
         _refuse(f"HTTP/{version} is not spoken here", 505, "RFC 9110 15.6.6")
-    if method == "CONNECT":
+    if method == "CONNECT" and not takes_connect:
         _refuse("CONNECT is not available", 501, "wire contract 9.1")
     headers = _parse_fields(httptools.HttpRequestParser, b"GET / HTTP/1.1\r\n", lines)
     head = RequestHead(method, target, version, headers)
@@ -531,6 +536,12 @@ def _parse_request_head(raw: bytes, max_fields_bytes: int) -> RequestHead:
 def _check_target(head: RequestHead) -> None:
     if "#" in head.target:  # the request line let nothing else through that is illegal
         _refuse("Illegal character in the request target", section="RFC 9112 3.2")
+    if head.method == "CONNECT":
+        if _AUTHORITY_FORM.fullmatch(head.target) is None:
+            _refuse("The target of CONNECT is HOST:PORT", section="RFC 9112 3.2.3")
+        if "Content-Length" in head.headers or "Transfer-Encoding" in head.headers:
+            _refuse("CONNECT has no content", section="RFC 9110 9.3.6")
+        return
     if head.target.startswith("/") or (head.target == "*" and head.method == "OPTIONS"):
         return
     if _ABSOLUTE_FORM.fullmatch(head.target) is None:

@@ -1325,3 +1325,44 @@ def test_trailers_frame_and_route_nothing(name) -> None:
     with pytest.raises(RemoteProtocolError) as caught:
         reader.next_event()
     assert caught.value.http_status == 400
+
+
+# A proxy's requests ---------------------------------------------------------------------------------------------------
+
+
+CONNECT_LINE = b"CONNECT relay.example:443 HTTP/1.1\r\n"
+
+
+@pytest.mark.parametrize("cut", [None, byte_by_byte])
+def test_a_proxy_takes_connect(cut):
+    """RFC 9110 9.3.6: what stands behind the head belongs to the tunnel."""
+    reader = RequestReader(takes_connect=True)
+    data = CONNECT_LINE + HOST + b"\r\n" + b"GET / HTTP/1.1\r\n\r\n"
+    (head,) = events_of(data, reader=reader, cuts=cut and cut(data))
+    assert (head.method, head.target, head.host) == ("CONNECT", "relay.example:443", "relay.example")
+    assert reader.trailing == b"GET / HTTP/1.1\r\n\r\n"
+
+
+@pytest.mark.parametrize("target", [b"[2001:db8::1]:443", b"relay_1.example:1", b"10.0.0.1:65535"])
+def test_targets_of_connect(target):
+    (head,) = events_of(CONNECT_LINE.replace(b"relay.example:443", target) + HOST + b"\r\n", takes_connect=True)
+    assert head.target == target.decode()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        CONNECT_LINE + b"\r\n",
+        CONNECT_LINE + HOST + b"Content-Length: 0\r\n\r\n",
+        CONNECT_LINE + HOST + b"Transfer-Encoding: chunked\r\n\r\n",
+        CONNECT_LINE.replace(b":443", b"") + HOST + b"\r\n",
+        CONNECT_LINE.replace(b":443", b":") + HOST + b"\r\n",
+        CONNECT_LINE.replace(b"relay", b"http://relay") + HOST + b"\r\n",
+        CONNECT_LINE.replace(b"relay", b"u@relay") + HOST + b"\r\n",
+        CONNECT_LINE.replace(b"relay.example:443", b"/") + HOST + b"\r\n",
+        CONNECT_LINE.replace(b"relay.example:443", b"::1:443") + HOST + b"\r\n",
+    ],
+)
+def test_what_connect_is_refused(data):
+    """RFC 9112 3.2.3: HOST:PORT and nothing else; RFC 9110 9.3.6: no content."""
+    assert events_of(data, takes_connect=True) == [400]

@@ -9,9 +9,9 @@ Bytes in, events out; nothing here reads or writes. The answers to a program are
              else an HTTP head ─────────────────────────────────────▶ Wanted
                                        whatever is wrong, anywhere ─▶ Farewell
 
-A request with an absolute URL, ``GET http://host/path``, is one for the server itself: the head is rewritten to the form
-that servers expect, and asks the server to close behind its answer, so that a second request, maybe for another server,
-comes on a connection of its own.
+A request with an absolute URL, ``GET http://host/path``, is meant for that server: its head is rewritten to the form
+that servers expect, and asks the server to close behind its answer, so that the next request, maybe for another
+server, comes on a connection of its own.
 
 Source: RFC 1928, RFC 1929; SOCKS 4 and 4a as Ying-Da Lee wrote them down; RFC 9110 9.3.6, RFC 9112 3.2.2, RFC 7617;
 connection manager 8.6.
@@ -21,11 +21,12 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import enum
 import hmac
 import ipaddress
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
@@ -34,9 +35,6 @@ from ...vocab import BytesLike
 from ...wire.http1 import RequestHead, RequestReader, build_request, build_response
 
 __all__ = ["Farewell", "ProxyEvent", "ProxyReader", "RequestKind", "Say", "Wanted", "Why", "parse_users"]
-
-MAX_HEAD_BYTES: Final = 65_536
-"""Of an HTTP request; cookies and tokens stand in it. A SOCKS request is at most 523 bytes."""
 
 _MAX_USER_ID: Final = 255
 """Of SOCKS4, which sets no bound."""
@@ -47,6 +45,7 @@ _NONE_ACCEPTABLE: Final = 0xFF
 _CONNECT: Final = 1
 _IPV4, _NAME, _IPV6 = 1, 3, 4
 _NO_ADDRESS: Final = b"\x01\x00\x00\x00\x00\x00\x00"
+_SOCKS4_NO: Final = b"\x00\x5b" + bytes(6)
 
 _HOST_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.\-]*[A-Za-z0-9_])?\.?")
 _URL = re.compile(r"http://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~\-]+)(?::([0-9]{1,5}))?(/[^#]*|\?[^#]*)?", re.IGNORECASE)
@@ -54,8 +53,13 @@ _MAX_NAME: Final = 255
 
 _CHALLENGE: Final = ("Proxy-Authenticate", 'Basic realm="relaycore", charset="UTF-8"')
 
-_NOT_FOR_SERVERS: Final = frozenset({"connection", "proxy-connection", "proxy-authorization", "keep-alive", "te"})
-"""Fields of a request that are about the connection to the proxy (RFC 9110 7.6.1)."""
+_NOT_FOR_SERVERS: Final = frozenset(
+    {"connection", "host", "keep-alive", "proxy-authorization", "proxy-connection", "te"}
+)
+"""Fields of a request that are about the connection to the proxy (RFC 9110 7.6.1), or are written anew."""
+
+_ABOUT_THE_MESSAGE: Final = frozenset({"content-length", "transfer-encoding", "trailer"})
+"""Stay whatever ``Connection`` says: without them the body would be taken for another request."""
 
 
 class RequestKind(enum.StrEnum):
@@ -141,14 +145,15 @@ class Wanted:
         """What the program is told instead. SOCKS has a number for it, HTTP the whole text."""
         match self.kind:
             case RequestKind.SOCKS5:
-                return bytes((5, _SOCKS5_REPLY[why], 0)) + _NO_ADDRESS
+                return _socks5_no(_SOCKS5_REPLY[why])
             case RequestKind.SOCKS4:
-                return b"\x00\x5b" + bytes(6)
+                return _SOCKS4_NO
             case _:
                 return _http_answer(*_HTTP_STATUS[why], text)
 
 
 ProxyEvent: TypeAlias = Say | Farewell | Wanted
+_Story: TypeAlias = Generator[ProxyEvent | None]
 
 
 class ProxyReader:
@@ -181,7 +186,7 @@ class ProxyReader:
 
     # A generator is the state: where it stands is what is expected. It yields None while bytes are missing.
 
-    def _tell(self) -> Iterator[ProxyEvent | None]:
+    def _tell(self) -> _Story:
         yield from self._need(1)
         match self._buffer[0]:
             case 5:
@@ -191,85 +196,220 @@ class ProxyReader:
             case _:
                 yield from self._tell_http()
 
-    def _need(self, count: int) -> Iterator[None]:
+    def _need(self, count: int) -> Generator[None]:
         while len(self._buffer) < count:
             yield None
 
-    def _take(self, count: int) -> bytes:
+    def _take(self, count: int) -> Generator[None, None, bytes]:
+        yield from self._need(count)
         taken = bytes(self._buffer[:count])
         del self._buffer[:count]
         return taken
 
     # SOCKS5 ----------------------------------------------------------------------------------------------------------
 
-    def _tell_socks5(self) -> Iterator[ProxyEvent | None]:
-        yield from self._need(2)
-        yield from self._need(2 + self._buffer[1])
-        methods = self._take(2 + self._buffer[1])[2:]
+    def _tell_socks5(self) -> _Story:
+        _, count = yield from self._take(2)
+        methods = yield from self._take(count)
         if self._users is None and _NO_AUTHENTICATION in methods:
             yield Say(bytes((5, _NO_AUTHENTICATION)))
         elif _USER_AND_PASSWORD in methods:
             yield Say(bytes((5, _USER_AND_PASSWORD)))
             yield from self._check_user()
         else:
-            text = "the program offers no way to say who it is that is taken here"
+            text = "the program offers no user and password" if self._users is not None else "no method that is known"
             raise _Wrong(RequestKind.SOCKS5, bytes((5, _NONE_ACCEPTABLE)), text, is_authentication=True)
-        yield from self._need(4)
-        version, command, _, kind = self._take(4)
+        version, command, _, kind = yield from self._take(4)
         if version != 5:
             raise _Wrong(RequestKind.SOCKS5, _socks5_no(1), "the request behind the greeting is not SOCKS5")
         if command != _CONNECT:
             raise _Wrong(RequestKind.SOCKS5, _socks5_no(7), f"only CONNECT is available, not command {command}")
-        if kind == _NAME:
-            yield from self._need(1)
-            length = 1 + self._buffer[0]
-        elif kind in (_IPV4, _IPV6):
-            length = 4 if kind == _IPV4 else 16
-        else:
+        if kind not in (_IPV4, _NAME, _IPV6):
             raise _Wrong(RequestKind.SOCKS5, _socks5_no(8), f"there is no address type {kind}")
-        yield from self._need(length + 2)
-        address, port = self._take(length), int.from_bytes(self._take(2), "big")
-        host = _plain_name(address[1:]) if kind == _NAME else _plain_address(address)
+        if kind == _NAME:
+            (length,) = yield from self._take(1)
+            host = _plain_name((yield from self._take(length)))
+        else:
+            host = _plain_address((yield from self._take(4 if kind == _IPV4 else 16)))
+        port = int.from_bytes((yield from self._take(2)), "big")
         if host is None:
-            raise _Wrong(RequestKind.SOCKS5, _socks5_no(1), "the name that is asked for is none")
+            raise _Wrong(RequestKind.SOCKS5, _socks5_no(1), "what is asked for is no name")
         yield Wanted(RequestKind.SOCKS5, host, port, bytes(self._buffer))
 
-    def _check_user(self) -> Iterator[ProxyEvent | None]:
-        yield from self._need(2)
-        yield from self._need(2 + self._buffer[1] + 1)
-        version, length = self._take(2)
-        user = self._take(length)
-        yield from self._need(1 + self._buffer[0])
-        password = self._take(1 + self._buffer[0])[1:]
+    def _check_user(self) -> _Story:
+        version, length = yield from self._take(2)
+        user = yield from self._take(length)
+        (length,) = yield from self._take(1)
+        password = yield from self._take(length)
         if version != 1:
-            raise _Wrong(RequestKind.SOCKS5, b"\x01\x01", "user and password are not sent as RFC 1929 says")
+            raise _Wrong(RequestKind.SOCKS5, b"\x01\x01", "user and password do not come as RFC 1929 says")
         if not self._is_known(user, password):
             raise _Wrong(RequestKind.SOCKS5, b"\x01\x01", "wrong user or password", is_authentication=True)
         yield Say(b"\x01\x00")
 
     # SOCKS4 ----------------------------------------------------------------------------------------------------------
 
-    def _tell_socks4(self) -> Iterator[ProxyEvent | None]:
-        yield from self._need(8)
-        _, command = self._take(2)
-        port = int.from_bytes(self._take(2), "big")
-        address = self._take(4)
+    def _tell_socks4(self) -> _Story:
+        _, command = yield from self._take(2)
+        port = int.from_bytes((yield from self._take(2)), "big")
+        address = yield from self._take(4)
         yield from self._take_text(_MAX_USER_ID)
-        host: str | None = str(ipaddress.IPv4Address(address))
-        if address[:3] == b"\0\0\0" and address[3]:  # 4a: a name follows
-            name = bytearray()
-            for found in self._take_text(_MAX_NAME):
-                if found is None:
-                    yield None
-                else:
-                    name += found
-            host = _plain_name(bytes(name))
+        host: str | None = _plain_address(address)
+        if address[:3] == b"\0\0\0" and address[3]:  # 4a: no address can be meant by this one, and a name follows
+            host = _plain_name((yield from self._take_text(_MAX_NAME)))
         if self._users is not None:
-            text = "SOCKS4 cannot say a password; use SOCKS5 or HTTP"
+            text = "SOCKS4 cannot carry a password; use SOCKS5 or HTTP"
             raise _Wrong(RequestKind.SOCKS4, b"\x00\x5d" + bytes(6), text, is_authentication=True)
         if command != _CONNECT:
-            text = f"only CONNECT is available, not command {command}"
-            raise _Wrong(RequestKind.SOCKS4, b"\x00\x5b" + bytes(6), text)
+            raise _Wrong(RequestKind.SOCKS4, _SOCKS4_NO, f"only CONNECT is available, not command {command}")
         if host is None:
-            raise _Wrong(RequestKind.SOCKS4, b"\x00\x5b" + bytes(6), "the name that is asked for is none")
+            raise _Wrong(RequestKind.SOCKS4, _SOCKS4_NO, "what is asked for is no name")
         yield Wanted(RequestKind.SOCKS4, host, port, bytes(self._buffer))
+
+    def _take_text(self, max_bytes: int) -> Generator[None, None, bytes]:
+        """Bytes up to a zero, without it."""
+        while (end := self._buffer.find(0, 0, max_bytes + 1)) < 0:
+            if len(self._buffer) > max_bytes:
+                raise _Wrong(RequestKind.SOCKS4, _SOCKS4_NO, f"a text is longer than {max_bytes} bytes")
+            yield None
+        return (yield from self._take(end + 1))[:-1]
+
+    # HTTP ------------------------------------------------------------------------------------------------------------
+
+    def _tell_http(self) -> _Story:
+        reader = RequestReader(takes_connect=True)
+        head = None
+        while head is None:
+            reader.receive_data(self._buffer)
+            self._buffer.clear()
+            try:
+                head = reader.next_event()
+            except RemoteProtocolError as error:
+                text = f"the request is neither SOCKS nor HTTP that is taken here: {error}"
+                raise _Wrong(RequestKind.NONE, _http_answer(error.http_status, "Bad Request", text), text) from error
+            if head is None:
+                yield None
+        assert isinstance(head, RequestHead)
+        if not self._is_signed(head):
+            kind = RequestKind.CONNECT if head.method == "CONNECT" else RequestKind.URL
+            text = "this proxy asks for a user and a password, and these are none or wrong"
+            raise _Wrong(kind, _http_answer(407, "Proxy Authentication Required", text, _CHALLENGE), text, True)
+        if head.method == "CONNECT":
+            host, _, port = head.target.rpartition(":")
+            yield _want(RequestKind.CONNECT, host, int(port), reader.trailing)
+            return
+        match = _URL.fullmatch(head.target)
+        if match is None:
+            text = "this is a proxy: it takes CONNECT, and requests with a whole http:// URL"
+            raise _Wrong(RequestKind.NONE, _http_answer(400, "Bad Request", text), text)
+        early = _rewritten(head, match[3] or "") + reader.trailing
+        yield _want(RequestKind.URL, match[1], int(match[2] or 80), early)
+
+    def _is_signed(self, head: RequestHead) -> bool:
+        if self._users is None:
+            return True
+        scheme, _, coded = (head.headers.get("Proxy-Authorization") or "").partition(" ")
+        try:
+            user, colon, password = base64.b64decode(coded.strip(), validate=True).partition(b":")
+        except (binascii.Error, ValueError):
+            return False
+        return scheme.lower() == "basic" and bool(colon) and self._is_known(user, password)
+
+    def _is_known(self, user: bytes, password: bytes) -> bool:
+        if self._users is None:
+            return True
+        try:
+            expected = self._users.get(user.decode())
+        except UnicodeDecodeError:
+            return False
+        return expected is not None and hmac.compare_digest(expected.encode(), password)
+
+
+class _Wrong(Exception):
+    """Ends the story with a `Farewell`."""
+
+    def __init__(self, kind: RequestKind, data: bytes, text: str, is_authentication: bool = False) -> None:
+        super().__init__(text)
+        self.farewell = Farewell(kind, data, text, is_authentication)
+
+
+def _socks5_no(reply: int) -> bytes:
+    return bytes((5, reply, 0)) + _NO_ADDRESS
+
+
+def _plain_address(packed: bytes) -> str:
+    address = ipaddress.ip_address(packed)
+    mapped = address.ipv4_mapped if address.version == 6 else None
+    return str(mapped or address)
+
+
+def _plain_name(raw: bytes) -> str | None:
+    """A name as DNS spells it, or an address that came as text; None: it is neither."""
+    try:
+        text = raw.decode()
+        if text.isascii():
+            with contextlib.suppress(ValueError):
+                return _plain_address(ipaddress.ip_address(text.strip("[]")).packed)
+        else:
+            text = text.encode("idna").decode("ascii")
+    except UnicodeError:
+        return None
+    return text if len(text) <= _MAX_NAME and _HOST_NAME.fullmatch(text) is not None else None
+
+
+def _want(kind: RequestKind, host: str, port: int, early: bytes) -> Wanted:
+    name = _plain_name(host.encode())
+    if name is None or not 0 < port <= 65_535:
+        text = "the target is no HOST:PORT"
+        raise _Wrong(kind, _http_answer(400, "Bad Request", text), text)
+    return Wanted(kind, name, port, early)
+
+
+def _http_answer(status: int, reason: str, text: str, *more: tuple[str, str]) -> bytes:
+    body = f"relaycore: {text}\n".encode()
+    headers = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body))), *more]
+    return build_response(status, reason, [*headers, ("Connection", "close")], body)
+
+
+def _rewritten(head: RequestHead, target: str) -> bytes:
+    """The head as a server expects it, without what was meant for the proxy."""
+    nominated = {member.lower() for member in head.headers.members("Connection")} - _ABOUT_THE_MESSAGE
+    upgrades = head.is_upgrade
+    if upgrades:
+        nominated.discard("upgrade")
+    fields = [("Host", head.host or "")]
+    fields += [
+        (name, value)
+        for name, value in head.headers
+        if name.lower() not in nominated and name.lower() not in _NOT_FOR_SERVERS
+    ]
+    fields.append(("Connection", "Upgrade" if upgrades else "close"))
+    if not target.startswith("/"):
+        target = "*" if head.method == "OPTIONS" and not target else f"/{target}"
+    request = build_request(head.method, target, fields)
+    if head.http_version == "1.0":  # whoever speaks 1.0 cannot read what a server may send to 1.1
+        request = request.replace(b" HTTP/1.1\r\n", b" HTTP/1.0\r\n", 1)
+    return request
+
+
+def parse_users(text: str, *, source: str = "") -> dict[str, str]:
+    """Read ``USER:PASSWORD`` lines; empty ones and those that begin with ``#`` do not count.
+
+    Raises:
+      ConfigError: names the line, and does not repeat it; or there is no user at all.
+    """
+    found: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        user, colon, password = line.partition(":")
+        if not colon or not user or not password or user in found:
+            raise ConfigError(
+                f"line {number} is not USER:PASSWORD, or names a user again", source=source, key="connect.proxy.users"
+            )
+        if len(user.encode()) > 255 or len(password.encode()) > 255:
+            raise ConfigError(f"line {number} has more than 255 bytes", source=source, key="connect.proxy.users")
+        found[user] = password
+    if not found:
+        raise ConfigError("there is no USER:PASSWORD line", source=source, key="connect.proxy.users")
+    return found
