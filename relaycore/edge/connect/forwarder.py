@@ -26,7 +26,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 import trio
 
@@ -137,6 +137,9 @@ _Key = tuple[str, str, int]
 """Kind, host or path, and port or mode: what makes an address another one."""
 
 
+_Opened = TypeVar("_Opened", covariant=True)
+
+
 @dataclass
 class _Listening:
     listener: LocalListener | LocalDatagrams
@@ -144,10 +147,10 @@ class _Listening:
     datagrams: DatagramForward | None = None
 
 
-class AddressOpener(Protocol):
-    """How addresses are opened; `open_local` is the usual way."""
+class AddressOpener(Protocol[_Opened]):
+    """How addresses are opened; `open_local` and `open_datagrams` are the usual ways."""
 
-    def __call__(self, at: ListenAt, *, address: str, port: int) -> Awaitable[LocalListener]:
+    def __call__(self, at: ListenAt, *, address: str, port: int) -> Awaitable[_Opened]:
         """Open one; arguments and errors as `open_local`."""
 
 
@@ -158,7 +161,7 @@ class Forwarder:
       state_file: remembers the forwards' addresses; None: they last as long as this object.
       environ: for sockets that a service manager hands over.
       listens: False opens nothing; `dial` and `join` work all the same.
-      open_at: opens a local address; another one may open it elsewhere, as in a network namespace.
+      open_at, open_datagrams_at: open a local address; others may open it elsewhere, as in a network namespace.
 
     Attributes:
       addresses: of all forwards that ever were here.
@@ -170,7 +173,8 @@ class Forwarder:
         state_file: Path | None = None,
         environ: Mapping[str, str] = os.environ,
         listens: bool = True,
-        open_at: AddressOpener = open_local,
+        open_at: AddressOpener[LocalListener] = open_local,
+        open_datagrams_at: AddressOpener[LocalDatagrams] = open_datagrams,
         now_unix: Callable[[], float] = time.time,
         rng: random.Random | None = None,
     ) -> None:
@@ -178,6 +182,7 @@ class Forwarder:
         self._environ = environ
         self._listens = listens
         self._open_at = open_at
+        self._open_datagrams_at = open_datagrams_at
         self._now_unix = now_unix
         self._rng = rng or random.Random()
         self._since_unix = now_unix()
@@ -254,7 +259,7 @@ class Forwarder:
         try:
             plan = self._apply(settings)
         except ConfigError as error:
-            self._log.emit("", "reload-failed", f"{error}; the old settings stay in force")
+            self.note_reload_failed(error)
             raise
         for name in plan.added:
             self._log.emit(name, "added", f"forwards to {self._entries[name].forward.path}")
@@ -375,6 +380,14 @@ class Forwarder:
         self._ending = [entry for entry in self._ending if entry.open or entry.dialling]
         return [*self._entries.values(), *(entry for entry in self._ending if entry not in self._entries.values())]
 
+    def note(self, kind: str, text: str) -> None:
+        """Let something that happens beside the forwards be an event."""
+        self._log.emit("", kind, text)
+
+    def note_reload_failed(self, error: ConfigError) -> None:
+        """Settings could not even be read."""
+        self._log.emit("", "reload-failed", f"{error}; the old settings stay in force")
+
     # Listening -------------------------------------------------------------------------------------------------------
 
     async def _tend(self, entry: _Entry) -> None:
@@ -422,7 +435,7 @@ class Forwarder:
                     entry.failed.pop(key, None)
                     continue
                 listener = self._inherited.take_address(at, address=entry.address, port=entry.port) or (
-                    await open_local(at, address=entry.address, port=entry.port)
+                    await self._open_at(at, address=entry.address, port=entry.port)
                 )
             except ListenFailed as error:
                 if entry.failed.get(key) != str(error):
@@ -438,7 +451,7 @@ class Forwarder:
                 f'cannot listen on {at}: only the azbridge profile carries datagrams; set profile = "azbridge"',
                 is_port=False,
             )
-        return await open_datagrams(at, address=entry.address, port=entry.port)
+        return await self._open_datagrams_at(at, address=entry.address, port=entry.port)
 
     def _serve(self, entry: _Entry, key: _Key, listener: LocalListener, nursery: trio.Nursery) -> None:
         listening = _Listening(listener, trio.CancelScope())
