@@ -9,7 +9,7 @@ NATIVE := setup.py $(wildcard native/*.py native/*.cdef native/include/*.h nativ
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help run demo test check docs format native-test interop bench bench-quick gate clean
+.PHONY: help run demo test check docs run-table format native-test interop bench bench-quick gate clean
 
 help:
 	@echo "make run      build what is missing and run a relay until Ctrl-C"
@@ -18,6 +18,7 @@ help:
 	@echo "make check    format, lint, types, C warnings as errors"
 	@echo "make format   put the code into its format"
 	@echo "make docs     make the table of rules and tests in docs/protocol.md"
+	@echo "make run-table  try which programs 'relaycore run' serves, and write the table in docs/run.md"
 	@echo "make bench    compare topologies on this machine (minutes); bench-quick for a glance"
 	@echo "make gate     fail when a ratio or an exact count is worse than bench/baseline.json (a minute)"
 
@@ -43,6 +44,9 @@ check: $(BIN)/.dev $(BIN)/.native
 
 docs: $(BIN)/.dev
 	$(BIN)/python docs/protocol_table.py
+
+run-table: $(BIN)/.dev $(BIN)/.native
+	$(BIN)/python tests/edge/run/matrix.py --write
 
 format: $(BIN)/.dev
 	$(BIN)/ruff format .

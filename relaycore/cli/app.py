@@ -28,6 +28,8 @@ COMMANDS: Final[Mapping[str, str]] = {
     "listen": "Listen on a hybrid connection and answer what comes.",
     "http-forward": "Publish a local HTTP server on a hybrid connection.",
     "asgi": "Serve an ASGI application on a hybrid connection.",
+    "run": "Start a program that reaches configured names through the relay.",
+    "connect": "Let local programs reach endpoints behind hybrid connections, by name and unchanged.",
     "send": "Connect to a hybrid connection: standard input to it, its answer to standard output.",
     "token": "Make a shared access signature, or explain one.",
     "ca": "Make a local certificate authority and certificates.",

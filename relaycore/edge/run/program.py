@@ -25,21 +25,25 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import trio
 
 from ...errors import ConfigError
 from ...net.tasks import alone
-from ..config.settings import ConnectSettings, Forward, ListenAt
+from ..config.settings import ConnectSettings, Forward, ListenAt, ProxyPortSettings
 from ..connect.forwarder import Forwarder, open_connect
-from ..connect.listeners import ListenFailed, LocalListener, open_local
+from ..connect.listeners import ListenFailed, LocalDatagrams, LocalListener, open_datagrams, open_local
 from ..connect.loopback import LoopbackAddresses, parse_pool
+from ..connect.proxy_port import serve_proxy_port
 from ..connect.status import ForwardState, Redirection
+from .environment import proxy_variables
 from .files import hosts_text, resolver_text
 from .modes import RunMode, modes_to_try
 from .namespaces import Entrance, NoNamespaces, open_entrance
+from .peers import OwnUserOnly
 
 __all__ = ["Beginning", "run_program"]
 
@@ -63,6 +67,9 @@ _OF_THE_TERMINAL: Final = (signal.SIGINT, signal.SIGQUIT)
 
 _DRAIN_TIMEOUT: Final = 5.0
 """Seconds that connections may go on after the program: what it wrote last may still be on its way."""
+
+_TAKE_TIMEOUT: Final = 1.0
+"""Seconds for the connections that the kernel still holds then to be taken."""
 
 _SUBNET_TRIES: Final = 16
 
@@ -188,24 +195,52 @@ class _Run:
     async def _serving(
         self, entrance: Entrance, files: Mapping[Path, Path]
     ) -> AsyncIterator[tuple[Forwarder, dict[str, str]]]:
+        settings = _for_run(self.settings, self.mode)
+        variables = {"RELAYCORE_RUN": str(self.mode)}
+        forwarder = self._forwarder(entrance)
+        with alone():
+            async with trio.open_nursery() as nursery:
+                await nursery.start(forwarder.run, settings)
+                if self.mode is RunMode.ENV:
+                    variables |= await self._open_proxy_port(forwarder, nursery)
+                else:
+                    await nursery.start(_keep_hosts, forwarder, files[_HOSTS])
+                yield forwarder, variables
+                nursery.cancel_scope.cancel()
+
+    def _forwarder(self, entrance: Entrance) -> Forwarder:
         async def open_at(at: ListenAt, *, address: str, port: int) -> LocalListener:
-            if self.mode is RunMode.ISOLATED:
+            if self.mode is RunMode.ISOLATED and at.kind != "unix":
                 listener = await _open_inside(entrance, at, address, port)
             else:
                 listener = await open_local(at, address=address, port=port)
             self._sockets += listener.sockets
             return listener
 
-        settings = _for_run(self.settings, self.mode)
-        forwarder = Forwarder(environ={}, listens=self.mode is not RunMode.ENV, open_at=open_at)
-        variables = {"RELAYCORE_RUN": str(self.mode)}
-        with alone():
-            async with trio.open_nursery() as nursery:
-                await nursery.start(forwarder.run, settings)
-                if self.mode is not RunMode.ENV:
-                    await nursery.start(_keep_hosts, forwarder, files[_HOSTS])
-                yield forwarder, variables
-                nursery.cancel_scope.cancel()
+        async def open_datagrams_at(at: ListenAt, *, address: str, port: int) -> LocalDatagrams:
+            if self.mode is RunMode.ISOLATED:
+                return await _open_datagrams_inside(entrance, at, address, port)
+            return await open_datagrams(at, address=address, port=port)
+
+        return Forwarder(
+            environ={}, listens=self.mode is not RunMode.ENV, open_at=open_at, open_datagrams_at=open_datagrams_at
+        )
+
+    async def _open_proxy_port(self, forwarder: Forwarder, nursery: trio.Nursery) -> dict[str, str]:
+        """Returns the variables that name it. Targets that are none of ours are dialled directly, as without us."""
+        settings = ProxyPortSettings(listen=ListenAt("tcp", "127.0.0.1"), bypass=self.settings.proxy.bypass or ("*:*",))
+        serve = partial(
+            serve_proxy_port,
+            settings,
+            forwarder.lookup,
+            forwarder.join,
+            offered=lambda: [f"{name.host}:{name.port}" for name in forwarder.redirections()],
+            open_at=_open_for_own_user,
+        )
+        listener = await nursery.start(serve)
+        self._sockets += listener.sockets
+        host, port = listener.sockets[0].socket.getsockname()
+        return proxy_variables(host, port, self.environ)
 
     # The program ------------------------------------------------------------------------------------------------------
 
@@ -256,9 +291,12 @@ async def _until_taken(listeners: Sequence[trio.SocketListener]) -> None:
     for listener in listeners:
         if listener.socket.fileno() >= 0:
             poll.register(listener.socket.fileno(), select.POLLIN)
-    await trio.lowlevel.checkpoint()
-    while poll.poll(0):
-        await trio.lowlevel.checkpoint()
+    with trio.move_on_after(_TAKE_TIMEOUT):
+        while True:
+            await trio.lowlevel.checkpoint()
+            if not poll.poll(0):
+                return
+            await trio.sleep(0.001)
 
 
 # Settings for a run --------------------------------------------------------------------------------------------------
@@ -310,16 +348,30 @@ def _is_free(address: str, port: int) -> bool:
         return True
 
 
+async def _open_for_own_user(at: ListenAt) -> LocalListener:
+    opened = await open_local(at)
+    return OwnUserOnly(opened.at, opened.shown, opened.sockets)
+
+
 async def _open_inside(entrance: Entrance, at: ListenAt, address: str, port: int) -> LocalListener:
+    host, opened = await _listen_inside(entrance, "tcp", at, address, port)
+    return LocalListener(at, host, [trio.SocketListener(opened)])
+
+
+async def _open_datagrams_inside(entrance: Entrance, at: ListenAt, address: str, port: int) -> LocalDatagrams:
+    host, opened = await _listen_inside(entrance, "udp", at, address, port)
+    return LocalDatagrams(at, f"udp:{host}", opened)
+
+
+async def _listen_inside(
+    entrance: Entrance, kind: Literal["tcp", "udp"], at: ListenAt, address: str, port: int
+) -> tuple[str, trio.socket.SocketType]:
     host = {"auto": address, "localhost": "127.0.0.1"}.get(at.host, at.host)
     port = at.port or port
-    if at.kind == "unix":
-        return await open_local(at)
     try:
-        opened = await entrance.listen(at.kind, host, port)
+        return f"{host}:{port}", await entrance.listen(kind, host, port)
     except OSError as error:
         raise ListenFailed(f"cannot listen inside the program's network: {error.strerror}", is_port=True) from error
-    return LocalListener(at, f"{host}:{port}", [trio.SocketListener(opened)])
 
 
 # Names ---------------------------------------------------------------------------------------------------------------

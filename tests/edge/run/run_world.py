@@ -59,7 +59,7 @@ class RunWorld:
             relaycore.open_listener(self.relay.connection_string("orders")) as listener,
             trio.open_nursery() as nursery,
         ):
-            nursery.start_soon(trio.serve_listeners, self.serve, [listener])
+            await nursery.start(trio.serve_listeners, self.serve, [listener])
             yield
             nursery.cancel_scope.cancel()
 

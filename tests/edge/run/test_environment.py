@@ -14,5 +14,5 @@ def test_a_list_of_exceptions_from_outside_does_not_hide_our_names():
 
 
 def test_options_for_java_are_added_to():
-    variables = proxy_variables("127.0.0.1", 1080, {"JAVA_TOOL_OPTIONS": "-Xmx1g"})
-    assert variables["JAVA_TOOL_OPTIONS"] == "-Xmx1g -DsocksProxyHost=127.0.0.1 -DsocksProxyPort=1080"
+    options = proxy_variables("127.0.0.1", 1080, {"JAVA_TOOL_OPTIONS": "-Xmx1g"})["JAVA_TOOL_OPTIONS"]
+    assert options == "-Xmx1g -DsocksProxyHost=127.0.0.1 -DsocksProxyPort=1080"
