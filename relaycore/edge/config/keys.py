@@ -347,9 +347,7 @@ _CONNECT = Section(
             keys=(
                 Key("listen", place_kinds.LISTEN, "`ADDRESS:PORT` or `unix:/PATH`.", default="nowhere"),
                 Key("users", place_kinds.SECRET, "File with `USER:PASSWORD` lines, as `key`.", default="no password"),
-                Key(
-                    "bypass", place_kinds.PATTERNS, "Targets that are dialled directly; patterns as in `[hcm.policy]`."
-                ),
+                Key("bypass", place_kinds.PATTERNS, "Targets that are dialled directly; as in `[hcm.policy]`."),
                 Key("allow_unconfigured", kinds.BOOL, "As `bypass` with `*:*`.", None, "false"),
             ),
         ),

@@ -113,7 +113,7 @@ def _read_name(raw: Raw) -> str:
 
 def _read_path_of_entity(raw: Raw) -> str:
     text = _read_name(raw).strip("/")
-    if not text:
+    if not text or ";" in text:  # which ends it in a connection string
         raise ConfigError("expected the path of a hybrid connection")
     return text
 

@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 _SPAN = re.compile(r"(?P<number>[0-9]{1,9}(?:\.[0-9]{1,6})?)\s*(?P<unit>ms|s|m|min|h|d)?")
-_SPAN_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3_600.0, "d": 86_400.0}
+_SPAN_UNITS: Final = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3_600.0, "d": 86_400.0}
 _SIZE = re.compile(r"(?P<number>[0-9]{1,18}(?:\.[0-9]{1,6})?)\s*(?P<unit>[KMGT]?i?B)?", re.IGNORECASE)
 _SIZE_UNITS: Final = {
     f"{letter}{'i' if base == 1024 else ''}b": base**power
@@ -51,6 +51,8 @@ def parse_seconds(text: str) -> float:
     match = _SPAN.fullmatch(text.strip())
     if match is None:
         raise ConfigError(f"expected a span such as 30s, 500ms or 2m (found {text!r:.60})")
+    if match["unit"] == "ms":
+        return float(match["number"]) / 1000  # rounds once, as writing 1.001 does; times 0.001 would round twice
     return float(match["number"]) * _SPAN_UNITS[match["unit"] or "s"]
 
 
