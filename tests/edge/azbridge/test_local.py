@@ -183,6 +183,7 @@ async def test_each_datagram_is_one_message_and_split_ones_are_put_together(time
                 await peer.send_binary(reply[:1])
                 await peer.send_binary(reply[1:])
                 assert await client.recv(65_536) == b"r" * size
+            await wait_all_tasks_blocked()
             statistics = local.forward.statistics()
             assert (statistics.to_relay_bytes, statistics.from_relay_bytes) == (66_020, 66_020)
             assert (statistics.peers, statistics.dropped, statistics.failures) == (1, 0, 0)
