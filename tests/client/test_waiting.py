@@ -165,6 +165,7 @@ async def crash(waiting: WaitingSender) -> None:
 
 async def crash_in_a_nursery(waiting: WaitingSender) -> None:
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(say_nothing, waiting)
         nursery.start_soon(crash, waiting)
 
 

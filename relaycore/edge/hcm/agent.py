@@ -115,7 +115,7 @@ class Agent:
         self._registration: Registration | None = None
         self._metadata: MetadataWatch | None = None
         self._metadata_scope = trio.CancelScope()
-        self._endpoint = EndpointLeg(settings, policy, self._emit, self._note_change)
+        self._endpoint = EndpointLeg(settings, policy, self._emit_endpoint, self._note_change)
         self._admission = Admission(settings.limits)
         self._inbound, self._outbound = self._buckets()
         self._book = SessionBook(now_unix=now_unix)
@@ -364,7 +364,7 @@ class Agent:
         if watch is None:
             return False
         await watch.read()
-        return not watch.error and watch.entity is not None and watch.entity.listener_count > self._online
+        return watch.is_current and watch.entity is not None and watch.entity.listener_count > self._online
 
     # Taking senders --------------------------------------------------------------------------------------------------
 
@@ -390,6 +390,10 @@ class Agent:
                 connect_timeout=min(settings.dial.timeout_s, 20.0),
             )
             forwarder = HttpForwarder(forward, settings.path)
+
+            async def forward_websockets() -> None:
+                await forwarder.run(listener)
+
             async with (
                 access.listen(
                     accept=partial(self._decide_http, forwarder),
@@ -398,7 +402,7 @@ class Agent:
                 ) as listener,
                 trio.open_nursery() as nursery,
             ):
-                nursery.start_soon(forwarder.run, listener)
+                nursery.start_soon(forward_websockets)
                 yield listener
                 await listener.aclose()  # which ends the forwarder
 
@@ -505,13 +509,17 @@ class Agent:
         Raises:
           DialFailed: that is not known.
         """
-        if not self._endpoint.route.targets:
-            await self._endpoint.wait_targets(_FIRST_METADATA_S)
+        with trio.move_on_after(_FIRST_METADATA_S):
+            await self._wait_until(self._knows_where)
         route = self._endpoint.route
         if not route.targets:
             why = "" if self._metadata is None else self._metadata.error
             raise DialFailed(503, f"the endpoint is not known: {why or 'the relay has not said yet'}", "unknown-name")
         return route
+
+    def _knows_where(self) -> bool:
+        """Whether there are targets, or a reason why there are none."""
+        return bool(self._endpoint.route.targets or (self._metadata is not None and self._metadata.error))
 
     @property
     def _is_refusing(self) -> bool:
@@ -729,6 +737,11 @@ class Agent:
 
     def _emit(self, kind: str, text: str) -> None:
         self._events.emit(self.settings.name, kind, text)
+
+    def _emit_endpoint(self, kind: str, text: str) -> None:
+        if kind in ("endpoint-down", "endpoint-degraded"):
+            self._note_error(text)
+        self._emit(kind, text)
 
     def _note_change(self) -> None:
         """Wake whoever waits for anything; called after every change."""

@@ -71,7 +71,6 @@ class EndpointLeg:
         self._from_metadata: tuple[Target, ...] = ()
         self._shown_state = EndpointState.UNKNOWN
         self._has_changed = trio.Event()
-        self._has_targets = trio.Event()
         self.route = self._new_route(None)
 
     @property
@@ -104,11 +103,6 @@ class EndpointLeg:
     def restart(self) -> None:
         """Ask the endpoint anew, as if nothing were known. Not a checkpoint."""
         self._renew(is_other=True)
-
-    async def wait_targets(self, seconds: float) -> None:
-        """Wait until it is known where connections lead, or for so many seconds. A checkpoint."""
-        with trio.move_on_after(seconds):
-            await self._has_targets.wait()
 
     def note_dial(self, found: Target | DialFailed) -> None:
         """Tell how a sender's dial to the targets went: which one answered, or why none did. Not a checkpoint."""
@@ -169,8 +163,6 @@ class EndpointLeg:
     def _new_route(self, old: Route | None) -> Route:
         fixed = fixed_targets(self._settings)
         targets = self._from_metadata if isinstance(fixed, str) else fixed
-        if targets:
-            self._has_targets.set()
         order = self._settings.dial.order
         kept = old.order if old is not None and old.order.order is order else TargetOrder(order)
         if not targets:

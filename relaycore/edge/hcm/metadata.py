@@ -51,10 +51,7 @@ def parse_endpoint_metadata(text: str | None) -> Target:
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
-        with contextlib.suppress(ConfigError):
-            parse_target(text)
-            raise _no_endpoint(f"it is the bare text {text.strip()!r:.100}", text.strip()) from error
-        raise _no_endpoint(f"it is not JSON: {text!r:.100}") from error
+        raise _no_endpoint(f"it is not JSON: {text.strip()!r:.100}", text.strip()) from error
     if isinstance(found, dict):
         values = [value for key, value in found.items() if key.lower() == "endpoint"]
         shown = "one object that is not in a list"
@@ -62,7 +59,7 @@ def parse_endpoint_metadata(text: str | None) -> Target:
             values = [value for key, value in found.items() if key.lower() == "value"]
         raise _no_endpoint(f"it is {shown}", values[0] if len(values) == 1 else None)
     if not isinstance(found, list):
-        raise _no_endpoint(f"it is {_kind(found)}")
+        raise _no_endpoint(f"it is {_kind(found)}", found)
     values = []
     keys = []
     for item in found:
@@ -172,26 +169,33 @@ class MetadataWatch:
             with trio.move_on_after(self._delay()):
                 await self._wanted.wait()
 
+    @property
+    def is_current(self) -> bool:
+        """Whether the last read brought an answer."""
+        return self.entity is not None and not self._failures
+
     def _delay(self) -> float:
-        if not self.error:
-            return self._interval_s
-        step = min(self._failures, len(_RETRY)) - 1
-        return min(_RETRY[step], self._interval_s) if self._failures <= len(_RETRY) else self._interval_s
+        if 0 < self._failures <= len(_RETRY):
+            return min(_RETRY[self._failures - 1], self._interval_s)
+        return self._interval_s
 
     async def read(self) -> None:
         """Read once, now. Errors end up in `error`. A checkpoint."""
         before = self.entity, self.target, self.error
         try:
             entity = await self._access.management().get_entity(self.path)
-            self.entity, self.entity_unix = entity, self._now_unix()
-            self.target = parse_endpoint_metadata(entity.user_metadata)
         except EndpointNotFound:
             self._note_failure(f"the relay knows no hybrid connection {self.path!r}")
         except (RelayError, OSError) as error:
-            self._note_failure(str(error))
+            self._note_failure(f"the hybrid connection's metadata cannot be read: {error}")
         else:
+            self.entity, self.entity_unix = entity, self._now_unix()
             self.error = ""
             self._failures = 0
+            try:
+                self.target = parse_endpoint_metadata(entity.user_metadata)
+            except ConfigError as error:
+                self.error = str(error)
         self.is_new_error = bool(self.error) and self.error != before[2]
         if (self.entity, self.target, self.error) != before:
             self._on_change()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -51,12 +52,13 @@ class Endpoint:
     def target(self) -> Target:
         return Target("127.0.0.1", self.port)
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def serve(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Serve until `down`; connections are cut then."""
         listeners = await trio.open_tcp_listeners(self.port, host="127.0.0.1")
         self.port = listeners[0].socket.getsockname()[1]
+        task_status.started()
         with trio.CancelScope() as self._scope:
-            await trio.serve_listeners(self._serve, listeners, task_status=task_status)
+            await trio.serve_listeners(self._serve, listeners)
 
     def down(self) -> None:
         """Refuse from now on."""
@@ -85,12 +87,17 @@ class World:
     async def endpoint(self, handler: Handler = echo) -> Endpoint:
         """A server that is up until the end of the test."""
         found = Endpoint(handler)
-        await self.nursery.start(found.run)
+        await self.nursery.start(found.serve)
         return found
 
     async def up(self, endpoint: Endpoint) -> None:
         """Bring a server back that was taken down."""
-        await self.nursery.start(endpoint.run)
+        await self.nursery.start(endpoint.serve)
+
+    async def describe(self, user_metadata: str, path: str = "orders") -> None:
+        """Change a hybrid connection's own text."""
+        namespace = self.relay.server.namespace.name
+        await self.relay.store.update_entity(namespace, path, user_metadata=user_metadata)
 
     def key(self, name: str = "RootManageSharedAccessKey") -> str:
         rule = self.relay.server.namespace.find_rule(name)
@@ -136,7 +143,8 @@ class World:
 
 @asynccontextmanager
 async def open_world(*, user_metadata: str | None = None) -> AsyncIterator[World]:
-    with alone():
+    # A lost wake-up must fail the test, not hang the suite.
+    with trio.fail_after(60), alone():
         async with open_relay() as relay, trio.open_nursery() as nursery:
             await relay.create_entity("orders", user_metadata=user_metadata)
             yield World(relay, nursery)
@@ -176,6 +184,21 @@ def closed_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return found.getsockname()[1]
+
+
+@contextlib.contextmanager
+def silent_port() -> Iterator[int]:
+    """The port of a listener that takes nobody any more: what dials it hears nothing."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                filler.connect(listener.getsockname())
+        yield listener.getsockname()[1]
 
 
 def with_target(connection: HcmConnection, *targets: Target) -> HcmConnection:

@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 import trio
-from managed import Endpoint, World, ask, closed_port, open_world, reset, status, until
+from managed import World, ask, closed_port, open_world, reset, silent_port, status, until
+from peers import WirePeer, http_request
 
 from relaycore import Rejected, ServerBusy, StreamLost
 from relaycore.edge.config.settings import DialSettings, LimitSettings, PolicySettings, Target
@@ -203,7 +204,7 @@ async def test_a_refused_dial_is_a_502_with_its_reason(world: World):
 
 async def test_a_dial_without_an_answer_is_a_504(world: World):
     """8.5.1. A listener whose backlog is full drops what comes, as a firewall does."""
-    with closing_backlog() as port:
+    with silent_port() as port:
         dial = DialSettings(timeout_s=0.3)
         async with world.serving(world.connection(Target("127.0.0.1", port), dial=dial)) as manager:
             error = await refusal_of(world)
@@ -270,8 +271,6 @@ async def test_a_queue_waits_for_a_place(world: World):
 
 async def test_http_to_a_tunnel_is_a_501_that_says_so(world: World):
     """Complaint 16: HTTP to a hybrid connection behind a connection manager."""
-    from peers import WirePeer, http_request  # a raw HTTP sender
-
     await world.relay.create_entity("open", requires_client_authorization=False)
     endpoint = await world.endpoint()
     async with world.serving(world.connection(endpoint.target, path="open")):
@@ -317,27 +316,3 @@ async def test_rates_are_kept(world: World):
             got += data
         assert bytes(got) == blob
         assert trio.current_time() - began > 0.2
-
-
-def closing_backlog():
-    """The port of a listener that takes nobody any more."""
-    import contextlib
-    import socket
-
-    @contextlib.contextmanager
-    def make():
-        with contextlib.ExitStack() as stack:
-            listener = stack.enter_context(socket.socket())
-            listener.bind(("127.0.0.1", 0))
-            listener.listen(0)
-            for _ in range(4):
-                filler = stack.enter_context(socket.socket())
-                filler.setblocking(False)
-                with contextlib.suppress(BlockingIOError):
-                    filler.connect(listener.getsockname())
-            yield listener.getsockname()[1]
-
-    return make()
-
-
-_ = Endpoint

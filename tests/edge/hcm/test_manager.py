@@ -1,0 +1,604 @@
+"""The manager as a whole: commands, reloads, several managers, both legs of the status; against a real relay."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import trio
+from managed import NO_PROBE, QUICK_PROBE, World, ask, closed_port, open_world, status, until, with_target
+
+from relaycore import NoListener, Refused, StreamLost
+from relaycore.edge.config.secret import Secret
+from relaycore.edge.config.settings import (
+    HcmSettings,
+    HealthSettings,
+    LimitSettings,
+    OnDown,
+    PolicySettings,
+    RelaySettings,
+    Target,
+)
+from relaycore.edge.hcm.manager import Manager, open_hcm
+from relaycore.edge.hcm.plan import UnknownConnection
+from relaycore.errors import ConfigError
+
+BAD_KEY = "bm90IHRoZSBrZXkgYXQgYWxsLCBidXQgYXMgbG9uZyE="
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    async with open_world() as world:
+        yield world
+
+
+async def refusal_of(world: World) -> Refused:
+    with pytest.raises(Refused) as caught:
+        async with world.dial():
+            pass
+    return caught.value
+
+
+def kinds(manager: Manager) -> list[str]:
+    return [event.kind for event in manager.recent_events()]
+
+
+def listeners(world: World) -> int:
+    """How many the relay counts."""
+    return world.relay.server.statistics().listeners
+
+
+# Commands ------------------------------------------------------------------------------------------------------------
+
+
+async def test_pause_and_resume(world: World):
+    """8.3 Paused: no new connections; old ones go on."""
+    endpoint = await world.endpoint()
+    async with world.serving(world.connection(endpoint.target)) as manager:
+        async with world.dial() as sender:
+            assert await ask(sender) == b"ping"
+            manager.pause("orders")
+            assert status(manager).status == "Paused"
+            await until(lambda: not status(manager).listeners_here)
+            assert isinstance(await refusal_of(world), NoListener)
+            assert await ask(sender) == b"ping"
+            manager.resume("orders")
+            await until(lambda: status(manager).status == "Connected")
+            assert await ask(sender) == b"ping"
+        async with world.dial() as sender:
+            assert await ask(sender) == b"ping"
+        assert [kind for kind in kinds(manager) if kind in ("paused", "resumed")] == ["paused", "resumed"]
+
+
+async def test_an_entry_may_begin_paused(world: World):
+    endpoint = await world.endpoint()
+    async with world.manager(world.connection(endpoint.target, is_paused=True)) as manager:
+        assert (await manager.wait_settled("orders")).status == "Paused"
+        assert isinstance(await refusal_of(world), NoListener)
+
+
+async def test_restart_registers_anew_and_leaves_connections_alone(world: World):
+    endpoint = await world.endpoint()
+    async with world.serving(world.connection(endpoint.target)) as manager, world.dial() as sender:
+        assert await ask(sender) == b"ping"
+        manager.restart("orders")
+        await until(lambda: kinds(manager).count("connected") == 2)
+        assert await ask(sender) == b"ping"
+        async with world.dial() as other:
+            assert await ask(other) == b"ping"
+
+
+async def test_drain_waits_for_connections(world: World):
+    """8.3 Draining: no new connections, old ones finish; then it is paused."""
+    endpoint = await world.endpoint()
+    async with world.serving(world.connection(endpoint.target)) as manager, trio.open_nursery() as nursery:
+        async with world.dial() as sender:
+            assert await ask(sender) == b"ping"
+            drained = trio.Event()
+
+            async def drain() -> None:
+                await manager.drain("orders")
+                drained.set()
+
+            nursery.start_soon(drain)
+            await until(lambda: status(manager).status == "Draining" and not status(manager).listeners_here)
+            assert status(manager).detail == "1 open"
+            assert isinstance(await refusal_of(world), NoListener)
+            assert await ask(sender) == b"ping"
+            assert not drained.is_set()
+        await drained.wait()
+        assert status(manager).status == "Paused"
+        assert status(manager).lost == 0
+
+
+async def test_a_drain_cuts_what_does_not_end(world: World):
+    endpoint = await world.endpoint()
+    limits = LimitSettings(drain_timeout_s=0.1)
+    async with world.serving(world.connection(endpoint.target, limits=limits)) as manager, world.dial() as sender:
+        assert await ask(sender) == b"ping"
+        await manager.drain("orders")
+        assert status(manager).status == "Paused"
+        assert status(manager).open == 0
+        with pytest.raises(StreamLost):
+            await sender.receive_some()
+
+
+async def test_resume_calls_a_drain_off(world: World):
+    endpoint = await world.endpoint()
+    async with world.serving(world.connection(endpoint.target)) as manager, world.dial() as sender:
+        assert await ask(sender) == b"ping"
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(manager.drain, "orders")
+            await until(lambda: status(manager).status == "Draining" and not status(manager).listeners_here)
+            manager.resume("orders")
+        await until(lambda: status(manager).status == "Connected")
+        assert await ask(sender) == b"ping"
+
+
+async def test_remove_forgets_and_drains(world: World):
+    endpoint = await world.endpoint()
+    async with world.serving(world.connection(endpoint.target)) as manager:
+        async with world.dial() as sender:
+            assert await ask(sender) == b"ping"
+            await manager.remove("orders")
+            assert manager.names == ()
+            assert listeners(world) == 0
+            assert [connection.status for connection in manager.status().connections] == ["Draining"]
+            assert await ask(sender) == b"ping"
+        await until(lambda: not manager.status().connections)
+
+
+async def test_names_that_are_not_there(world: World):
+    async with world.manager() as manager:
+        for command in (manager.pause, manager.resume, manager.restart, manager.connection_status, manager.sessions):
+            with pytest.raises(UnknownConnection):
+                command("orders")
+        for command in (manager.drain, manager.remove, manager.test, manager.wait_settled):
+            with pytest.raises(UnknownConnection):
+                await command("orders")
+
+
+async def test_the_endpoint_can_be_tested(world: World):
+    endpoint = await world.endpoint()
+    port = closed_port()
+    async with world.manager(world.connection(endpoint.target, Target("127.0.0.1", port))) as manager:
+        up, down = await manager.test("orders")
+        assert (up.is_up, up.target, up.kind) == (True, str(endpoint.target), "")
+        assert (down.is_up, down.kind) == (False, "refused")
+        assert "ECONNREFUSED" in down.text
+
+
+async def test_stopping_lets_connections_end(world: World):
+    endpoint = await world.endpoint()
+    async with world.serving(world.connection(endpoint.target)) as manager:
+        async with world.dial() as sender:
+            assert await ask(sender) == b"ping"
+            manager.stop()
+            await until(lambda: not listeners(world))
+            assert await ask(sender) == b"ping"
+        await manager.wait_stopped()
+
+
+async def test_it_can_be_embedded(world: World):
+    endpoint = await world.endpoint()
+    async with open_hcm(HcmSettings((world.connection(endpoint.target),))) as manager:
+        assert (await manager.wait_settled("orders")).status == "Connected"
+        async with world.dial() as sender:
+            assert await ask(sender) == b"ping"
+    assert listeners(world) == 0
+
+
+async def test_events_are_told_as_they_come(world: World):
+    endpoint = await world.endpoint()
+    async with world.manager() as manager:
+        seen = []
+        events = manager.events()
+        manager.reload(HcmSettings((world.connection(endpoint.target),)))
+        async for event in events:
+            seen.append((event.name, event.kind))
+            if event.kind == "connected":
+                break
+        events.close()
+        assert seen == [("orders", "added"), ("orders", "connected")]
+
+
+# Reload --------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_reload_leaves_alone_what_is_the_same(world: World):
+    """8.4 hot reload: unchanged ones are not touched, new ones come, removed ones drain."""
+    for path in ("gone", "new"):
+        await world.relay.create_entity(path)
+    endpoint = await world.endpoint()
+    same = world.connection(endpoint.target)
+    gone = world.connection(endpoint.target, name="gone", path="gone")
+    new = world.connection(endpoint.target, name="new", path="new")
+    async with world.serving(same, gone) as manager, world.dial() as kept, world.dial("gone") as left:
+        assert await ask(kept) == await ask(left) == b"ping"
+        since = status(manager).since_unix
+        manager.pause("orders")
+        manager.resume("orders")
+        await until(lambda: status(manager).relay_leg == "Connected")
+        before = kinds(manager).count("connected")
+        plan = manager.reload(HcmSettings((new, same)))
+        assert (plan.added, plan.removed, plan.changed, plan.unchanged) == (("new",), ("gone",), {}, ("orders",))
+        assert manager.names == ("new", "orders")
+        await until(lambda: status(manager, "new").relay_leg == "Connected")
+        await until(lambda: listeners(world) == 2)
+        assert kinds(manager).count("connected") == before + 1
+        assert status(manager).since_unix >= since
+        assert await ask(kept) == await ask(left) == b"ping"
+
+
+async def test_a_changed_endpoint_is_for_new_connections(world: World):
+    """8.4 hot reload: and the control channel stays."""
+    first, second = await world.endpoint(), await world.endpoint()
+    connection = world.connection(first.target)
+    async with world.serving(connection) as manager, world.dial() as old:
+        assert await ask(old) == b"ping"
+        plan = manager.reload(HcmSettings((with_target(connection, second.target),)))
+        assert plan.changed == {"orders": ("targets",)}
+        assert status(manager).endpoint == str(second.target)
+        async with world.dial() as new:
+            assert await ask(new) == await ask(old) == b"ping"
+        assert (first.connections, second.connections) == (1, 1)
+        assert kinds(manager).count("connected") == 1
+
+
+async def test_a_changed_path_is_registered_anew(world: World):
+    await world.relay.create_entity("other")
+    endpoint = await world.endpoint()
+    connection = world.connection(endpoint.target)
+    async with world.serving(connection) as manager, world.dial() as old:
+        assert await ask(old) == b"ping"
+        manager.reload(HcmSettings((replace(connection, path="other"),)))
+        await until(lambda: kinds(manager).count("connected") == 2)
+        async with world.dial("other") as new:
+            assert await ask(new) == await ask(old) == b"ping"
+        assert isinstance(await refusal_of(world), NoListener)
+
+
+async def test_changed_limits_count_at_once(world: World):
+    endpoint = await world.endpoint()
+    connection = world.connection(endpoint.target)
+    async with world.serving(connection) as manager, world.dial() as sender:
+        assert await ask(sender) == b"ping"
+        manager.reload(HcmSettings((replace(connection, limits=LimitSettings(max_open=1)),)))
+        assert (await refusal_of(world)).http_status == 503
+        assert await ask(sender) == b"ping"
+
+
+async def test_a_changed_policy_counts_at_once(world: World):
+    endpoint = await world.endpoint()
+    connection = world.connection(endpoint.target)
+    async with world.serving(connection) as manager:
+        plan = manager.reload(HcmSettings((connection,), policy=PolicySettings(allow=())))
+        assert plan.general == ("policy",)
+        assert (await refusal_of(world)).http_status == 403
+        assert kinds(manager).count("connected") == 1
+
+
+async def test_settings_that_do_not_fit_leave_those_in_force(world: World):
+    """8.4: an invalid file leaves the old one in force, with an error event."""
+    endpoint = await world.endpoint()
+    connection = world.connection(endpoint.target)
+    async with world.serving(connection) as manager:
+        for wrong in (
+            HcmSettings((connection, connection)),
+            HcmSettings((), policy=PolicySettings(deny=("not a pattern",))),
+        ):
+            with pytest.raises(ConfigError):
+                manager.reload(wrong)
+            assert kinds(manager)[-1] == "reload-failed"
+            assert manager.names == ("orders",)
+        async with world.dial() as sender:
+            assert await ask(sender) == b"ping"
+
+
+# The relay leg -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_wrong_key_is_unauthorized_until_it_is_renewed_in_its_file(world: World, tmp_path: Path):
+    """8.3 Unauthorized: the file is read again, and it recovers by itself."""
+    file = tmp_path / "key"
+    file.write_text(BAD_KEY)
+    file.chmod(0o600)
+    endpoint = await world.endpoint()
+    async with world.manager(world.connection(endpoint.target, key=Secret("file", str(file)))) as manager:
+        found = await manager.wait_settled("orders")
+        assert (found.status, found.hcm_status, found.listeners_here) == ("Unauthorized", "Disconnected", 0)
+        assert "rule 'TestListen'" in found.last_error
+        assert "check the key" in found.last_error
+        assert found.detail.startswith("try ")
+        assert BAD_KEY not in repr(manager.status()) + repr(manager.recent_events())
+        file.write_text(world.key("TestListen"))
+        await until(lambda: status(manager).status == "Connected")
+        async with world.dial() as sender:
+            assert await ask(sender) == b"ping"
+
+
+async def test_a_missing_right_is_named(world: World):
+    endpoint = await world.endpoint()
+    sender_only = replace(
+        world.connection(endpoint.target, key=Secret("inline", world.key("TestSend"))), key_name="TestSend"
+    )
+    async with world.manager(sender_only) as manager:
+        found = await manager.wait_settled("orders")
+        assert found.status == "Unauthorized"
+        assert "the right Listen" in found.last_error
+
+
+async def test_a_key_that_cannot_be_read_is_told(world: World, tmp_path: Path):
+    endpoint = await world.endpoint()
+    missing = tmp_path / "key"
+    async with world.manager(world.connection(endpoint.target, key=Secret("file", str(missing)))) as manager:
+        found = await manager.wait_settled("orders")
+        assert found.status == "Unauthorized"
+        assert str(missing) in found.last_error
+        missing.touch(0o600)
+        missing.write_text(world.key("TestListen"))
+        await until(lambda: status(manager).status == "Connected")
+
+
+async def test_what_is_not_found_is_found_when_it_is_created(world: World):
+    """8.3 NotFound, complaint 13: never final."""
+    endpoint = await world.endpoint()
+    later = world.connection(endpoint.target, path="later")
+    async with world.manager(later) as manager:
+        found = await manager.wait_settled("orders")
+        assert (found.status, found.hcm_status) == ("NotFound", "NotFound")
+        assert "'later'" in found.last_error
+        await world.relay.create_entity("later")
+        await until(lambda: status(manager).status == "Connected")
+        async with world.dial("later") as sender:
+            assert await ask(sender) == b"ping"
+
+
+async def test_a_deleted_hybrid_connection_is_not_found_and_comes_back(world: World):
+    endpoint = await world.endpoint()
+    async with world.serving(world.connection(endpoint.target)) as manager:
+        await world.relay.delete_entity("orders")
+        await until(lambda: status(manager).status == "NotFound")
+        await world.relay.create_entity("orders")
+        await until(lambda: status(manager).status == "Connected")
+
+
+async def test_a_relay_that_is_not_there_is_told(world: World):
+    port = closed_port()
+    endpoint = await world.endpoint()
+    nowhere = RelaySettings("main", f"sb://127.0.0.1:{port}/", is_emulator=True, proxy="none")
+    async with world.manager(world.connection(endpoint.target, relay=nowhere)) as manager:
+        found = await manager.wait_settled("orders")
+        assert (found.status, found.hcm_status) == ("Connecting", "Disconnected")
+        assert str(port) in found.last_error
+        assert found.attempts >= 1
+
+
+async def test_several_channels_at_once(world: World):
+    endpoint = await world.endpoint()
+    async with world.manager(world.connection(endpoint.target, listeners=3), metadata_interval_s=0.05) as manager:
+        await until(lambda: status(manager).listeners_here == 3)
+        await until(lambda: status(manager).listeners_total == 3)
+        assert listeners(world) == 3
+
+
+async def test_several_entries_in_one_process(world: World):
+    await world.relay.create_entity("other")
+    first, second = await world.endpoint(), await world.endpoint()
+    bad = world.connection(first.target, name="bad", path="nowhere")
+    async with world.serving(
+        world.connection(first.target), world.connection(second.target, name="other", path="other")
+    ) as manager:
+        manager.reload(HcmSettings((*manager.settings.connections, bad)))
+        async with world.dial() as one, world.dial("other") as two:
+            assert await ask(one) == await ask(two) == b"ping"
+        assert (first.connections, second.connections) == (1, 1)
+        await until(lambda: status(manager, "bad").status == "NotFound")
+        found = manager.status()
+        assert [each.status for each in found.connections] == ["Connected", "Connected", "NotFound"]
+        assert found.relay == f"127.0.0.1:{world.relay.port}"
+
+
+# Several managers ----------------------------------------------------------------------------------------------------
+
+
+async def test_two_managers_share_and_one_is_killed(world: World):
+    """Complaint 10: errors only on connections through the one that died; new ones go on within a second."""
+    endpoint = await world.endpoint()
+    connection = world.connection(endpoint.target)
+    victim = Manager()
+    power = trio.CancelScope()
+    stop = trio.Event()
+    lost: list[bool] = []
+
+    async def run_victim() -> None:
+        with power:
+            await victim.run(HcmSettings((connection,)))
+
+    async def talk() -> None:
+        async with world.dial() as sender:
+            try:
+                while not stop.is_set():
+                    assert await ask(sender) == b"ping"
+                    await trio.sleep(0.005)
+            except StreamLost:
+                lost.append(True)
+            else:
+                lost.append(False)
+
+    async with (
+        world.serving(connection, metadata_interval_s=0.05) as survivor,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(run_victim)
+        await until(lambda: (status(survivor).listeners_total, status(survivor).listeners_here) == (2, 1))
+        for _ in range(20):
+            nursery.start_soon(talk)
+        await until(lambda: status(survivor).open + status(victim).open == 20)
+        through_victim = status(victim).open
+        assert 0 < through_victim < 20
+        power.cancel()
+        died = trio.current_time()
+        has_come_through = False
+        while not has_come_through:
+            try:
+                async with world.dial() as sender:
+                    has_come_through = await ask(sender) == b"ping"
+            except (Refused, StreamLost):
+                assert trio.current_time() - died < 1
+        assert trio.current_time() - died < 1
+        await until(lambda: len(lost) == through_victim)
+        stop.set()
+        await until(lambda: len(lost) == 20)
+        assert lost.count(True) == through_victim
+        await until(lambda: status(survivor).listeners_total == 1)
+
+
+# The endpoint leg ----------------------------------------------------------------------------------------------------
+
+
+async def test_down_and_up_with_reject(world: World):
+    """8.3 Degraded: registered, senders are refused with 503 and the reason, until the endpoint is up again."""
+    endpoint = await world.endpoint()
+    async with world.serving(world.connection(endpoint.target, health=QUICK_PROBE)) as manager:
+        await until(lambda: status(manager).endpoint_leg == "Up")
+        found = status(manager)
+        assert found.status == "Connected"
+        assert found.health.startswith("up ")
+        assert found.latency_ms is not None
+        endpoint.down()
+        await until(lambda: status(manager).endpoint_leg == "Down")
+        found = status(manager)
+        assert (found.status, found.relay_leg, found.hcm_status) == ("Degraded", "Connected", "Connected")
+        assert "ECONNREFUSED" in found.last_error
+        error = await refusal_of(world)
+        assert error.http_status == 503
+        assert "the endpoint is down" in error.message
+        assert "ECONNREFUSED" in error.message
+        assert status(manager).rejected["endpoint-down"] == 1
+        await world.up(endpoint)
+        await until(lambda: status(manager).status == "Connected")
+        async with world.dial() as sender:
+            assert await ask(sender) == b"ping"
+        assert kinds(manager).count("connected") == 1
+        assert [kind for kind in kinds(manager) if kind in ("endpoint-down", "endpoint-up")][:2] == [
+            "endpoint-up",
+            "endpoint-down",
+        ]
+
+
+def withdrawing(keep_last: bool) -> HealthSettings:
+    return replace(QUICK_PROBE, on_down=OnDown.WITHDRAW, keep_last=keep_last)
+
+
+async def test_down_and_up_with_withdraw(world: World):
+    """8.3 Withdrawn, 8.5.6: the listener leaves the relay and comes back; open connections stay."""
+    endpoint = await world.endpoint()
+    async with world.serving(world.connection(endpoint.target, health=withdrawing(False))) as manager:
+        await until(lambda: status(manager).endpoint_leg == "Up")
+        endpoint.down()
+        await until(lambda: status(manager).status == "Withdrawn" and not status(manager).listeners_here)
+        assert isinstance(await refusal_of(world), NoListener)
+        await world.up(endpoint)
+        await until(lambda: status(manager).status == "Connected")
+        async with world.dial() as sender:
+            assert await ask(sender) == b"ping"
+        assert [kind for kind in kinds(manager) if kind in ("withdrawn", "returned")] == ["withdrawn", "returned"]
+
+
+async def test_the_last_listener_stays_to_tell_the_reason(world: World):
+    """8.5.6 keep_last; and leaves as soon as somebody else listens."""
+    endpoint, other = await world.endpoint(), await world.endpoint()
+    settings = world.connection(endpoint.target, health=withdrawing(True))
+    async with world.serving(settings, metadata_interval_s=0.05) as manager:
+        await until(lambda: status(manager).endpoint_leg == "Up")
+        endpoint.down()
+        await until(lambda: status(manager).endpoint_leg == "Down")
+        assert (await refusal_of(world)).http_status == 503
+        assert status(manager).status == "Degraded"
+        async with world.serving(world.connection(other.target)):
+            await until(lambda: status(manager).status == "Withdrawn" and not status(manager).listeners_here)
+            async with world.dial() as sender:
+                assert await ask(sender) == b"ping"
+        assert other.connections == 1
+
+
+async def test_another_manager_with_a_good_endpoint_gets_the_senders(world: World):
+    """8.5.6, complaint 10: one manager's endpoint dies, and the other one gets the senders."""
+    dead, alive = await world.endpoint(), await world.endpoint()
+    async with (
+        world.serving(world.connection(dead.target, health=withdrawing(True)), metadata_interval_s=0.05) as first,
+        world.serving(world.connection(alive.target, health=QUICK_PROBE)),
+    ):
+        await until(lambda: status(first).endpoint_leg == "Up")
+        dead.down()
+        await until(lambda: status(first).status == "Withdrawn" and not status(first).listeners_here)
+        for _ in range(10):
+            async with world.dial() as sender:
+                assert await ask(sender) == b"ping"
+
+
+async def test_down_and_ignored(world: World):
+    """on_down = ignore: each sender's own dial decides."""
+    endpoint = await world.endpoint()
+    health = replace(QUICK_PROBE, on_down=OnDown.IGNORE)
+    async with world.serving(world.connection(endpoint.target, health=health)) as manager:
+        await until(lambda: status(manager).endpoint_leg == "Up")
+        endpoint.down()
+        await until(lambda: status(manager).endpoint_leg == "Down")
+        assert (await refusal_of(world)).http_status == 502
+        await world.up(endpoint)
+        async with world.dial() as sender:
+            assert await ask(sender) == b"ping"
+
+
+async def test_an_endpoint_that_is_slow_is_told(world: World):
+    """A service that accepts and says nothing fails a probe that wants an answer, by its time."""
+
+    async def ponder(stream: trio.SocketStream) -> None:
+        await trio.sleep_forever()
+
+    endpoint = await world.endpoint(ponder)
+    slow = replace(
+        QUICK_PROBE,
+        timeout_s=0.05,
+        probe=replace(QUICK_PROBE.probe, kind="exchange", send=b"PING", expect=b"PONG"),
+    )
+    async with world.serving(world.connection(endpoint.target, health=slow)) as manager:
+        await until(lambda: status(manager).endpoint_leg == "Down")
+        assert "0.05 s" in status(manager).last_error
+        assert (await refusal_of(world)).http_status == 503
+
+        async def pong(stream: trio.SocketStream) -> None:
+            await stream.send_all(b"PONG")
+
+        endpoint.handler = pong
+        await until(lambda: status(manager).status == "Connected")
+
+
+async def test_without_probes_dials_tell_about_the_endpoint(world: World):
+    """8.5.6: passive signs never close the door, as nobody would open it again."""
+    endpoint = await world.endpoint()
+    connection = world.connection(endpoint.target, health=NO_PROBE)
+    async with world.serving(connection) as manager:
+        assert status(manager).endpoint_leg == "Unknown"
+        endpoint.down()
+        for _ in range(5):
+            assert (await refusal_of(world)).http_status == 502
+        assert status(manager).endpoint_leg == "Degraded"
+        await world.up(endpoint)
+        async with world.dial() as sender:
+            assert await ask(sender) == b"ping"
+        assert status(manager).endpoint_leg == "Up"
+
+
+async def test_an_endpoint_that_nobody_names(world: World):
+    async with world.serving(world.connection()) as manager:
+        error = await refusal_of(world)
+        assert error.http_status == 503
+        assert "metadata names no endpoint: it is empty" in error.message
+        found = status(manager)
+        assert (found.endpoint, found.endpoint_from) == ("", "metadata")
+        assert "metadata names no endpoint" in found.last_error
