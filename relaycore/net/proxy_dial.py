@@ -32,6 +32,8 @@ _MAX_HEAD_BYTES: Final = 16_384
 _MAX_REASON: Final = 200
 """Characters of a proxy's own words that are repeated."""
 
+_END_OF_HEAD: Final = b"\r\n\r\n"
+
 _SOCKS5: Final = 5
 _NO_AUTHENTICATION: Final = 0
 _USER_AND_PASSWORD: Final = 2
@@ -125,9 +127,12 @@ async def _ask_http(stream: trio.SocketStream, proxy: Proxy, host: str, port: in
         await stream.send_all(build_request("CONNECT", where, headers))
     reader = ResponseReader(max_head_bytes=_MAX_HEAD_BYTES)
     head: ResponseHead | None = None
+    last = b""
     try:
         while head is None:
-            reader.receive_data(await _receive(stream, proxy, 4_096))
+            data = await _receive_of_head(stream, proxy, last)
+            last = (last + data)[-3:]
+            reader.receive_data(data)
             head = reader.next_event()
     except RemoteProtocolError as error:
         raise ProxyFailed(proxy, f"the proxy {proxy} does not answer as an HTTP proxy does: {error}") from error
@@ -140,8 +145,6 @@ async def _ask_http(stream: trio.SocketStream, proxy: Proxy, host: str, port: in
             f"the proxy {proxy} refused to connect to {where}: {head.status} {words}".rstrip(),
             status=head.status,
         )
-    if reader.trailing:  # whoever is behind the proxy has not heard from us, and speaks only when spoken to
-        raise ProxyFailed(proxy, f"the proxy {proxy} sent data of its own behind its answer to CONNECT")
 
 
 # SOCKS5 --------------------------------------------------------------------------------------------------------------
@@ -234,6 +237,21 @@ async def _receive(stream: trio.SocketStream, proxy: Proxy, max_bytes: int) -> b
     if not data:
         raise ProxyFailed(proxy, f"the proxy {proxy} closed the connection without an answer")
     return data
+
+
+async def _receive_of_head(stream: trio.SocketStream, proxy: Proxy, taken: bytes) -> bytes:
+    """What has come of a head, and nothing from behind its end: that belongs to the connection, and is for others.
+
+    Args:
+      taken: the last three bytes before, as the end of the head may be cut in two.
+    """
+    try:
+        waiting = bytes(await stream.socket.recv(_MAX_HEAD_BYTES, trio.socket.MSG_PEEK))
+    except OSError as error:
+        raise ProxyFailed(proxy, f"the proxy {proxy} broke the connection off") from error
+    end = (taken + waiting).find(_END_OF_HEAD)
+    count = len(waiting) if end < 0 else end + len(_END_OF_HEAD) - len(taken)
+    return await _receive(stream, proxy, max(count, 1))
 
 
 async def _receive_exactly(stream: trio.SocketStream, proxy: Proxy, count: int) -> bytes:

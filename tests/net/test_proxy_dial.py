@@ -169,7 +169,6 @@ async def test_an_address_goes_into_brackets(echo: tuple[str, int]):
         (b"HTTP/1.1 101 Switching\r\n\r\n", 101, "refused to connect"),
         (b"HTTP/1.1 301 Moved\r\nLocation: http://x/?hush\r\n\r\n", 301, "301 Moved"),
         (b"HTTP/1.1 100 Continue\r\n\r\n" * 9, None, "does not answer as an HTTP proxy does"),
-        (b"HTTP/1.1 200 OK\r\n\r\nhello", None, "sent data of its own"),
         (b"SSH-2.0-x\r\n\r\n", None, "does not answer as an HTTP proxy does"),
         (b"\x05\xff", None, "does not answer as an HTTP proxy does"),
         (b"HTTP/1.1 200", None, "closed the connection without an answer"),
@@ -241,6 +240,27 @@ async def test_an_answer_in_small_pieces(kind: str):
 
     async with open_scripted_proxy(kind, script) as server, await open_tcp("relay.example", 443, server.proxy()) as way:
         assert await way.receive_some() == b"behind it"
+
+
+HEADS = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nX: y\r\n\r\n"
+
+
+@pytest.mark.parametrize("cut", range(len(HEADS) - 6, len(HEADS) + 1))
+@pytest.mark.parametrize("first", [b"", b"\r\n\r\n", b"\nHTTP/1.1 200 OK\r\n\r\n"])
+async def test_an_endpoint_that_speaks_first_is_heard(cut: int, first: bytes):
+    """RFC 9110 9.3.6: what stands behind the head is the endpoint's, however close it comes."""
+
+    async def script(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        await stream.send_all(HEADS[:cut])
+        await trio.testing.wait_all_tasks_blocked()
+        await stream.send_all(HEADS[cut:] + first + b"220 ready")
+
+    async with (
+        open_scripted_proxy("http", script) as server,
+        await open_tcp("relay.example", 443, server.proxy()) as way,
+    ):
+        assert b"".join([bytes(piece) async for piece in way]) == first + b"220 ready"
 
 
 @pytest.mark.parametrize("kind", ["http", "socks5"])
