@@ -163,6 +163,7 @@ class _Run:
     tell: Callable[[Beginning], None]
     passed_over: tuple[str, ...]
     _sockets: list[trio.SocketListener] = field(default_factory=list)
+    _troubles: list[str] = field(default_factory=list)
 
     async def run(self) -> int:
         async with open_entrance(self.command, self.environ) as entrance:
@@ -205,6 +206,8 @@ class _Run:
                     variables |= await self._open_proxy_port(forwarder, nursery)
                 else:
                     await nursery.start(_keep_hosts, forwarder, files[_HOSTS])
+                if self.mode is RunMode.ISOLATED:
+                    await self._open_resolver(forwarder, entrance, nursery)
                 yield forwarder, variables
                 nursery.cancel_scope.cancel()
 
@@ -224,6 +227,24 @@ class _Run:
 
         return Forwarder(
             environ={}, listens=self.mode is not RunMode.ENV, open_at=open_at, open_datagrams_at=open_datagrams_at
+        )
+
+    async def _open_resolver(self, forwarder: Forwarder, entrance: Entrance, nursery: trio.Nursery) -> None:
+        """Answer the questions of programs that do not read the hosts file, and for names that it cannot say."""
+        try:
+            from ..connect import dns
+        except ConfigError as error:  # an optional package is not installed
+            self._troubles.append(f"{error}; without it there is the hosts file only")
+            return
+
+        async def open_at(at: ListenAt) -> dns.OpenedDns:
+            tcp = await _open_inside(entrance, at, at.host, at.port)
+            udp = await _open_datagrams_inside(entrance, at, at.host, at.port)
+            return dns.OpenedDns(tcp.shown, (at.host, at.port), udp.socket, tcp)
+
+        settings = dataclasses.replace(self.settings.dns, listen=(ListenAt("tcp", _STUB, 53),), upstream="none")
+        await nursery.start(
+            partial(dns.serve_dns, settings, forwarder.redirections, pool=self.settings.pool, open_at=open_at)
         )
 
     async def _open_proxy_port(self, forwarder: Forwarder, nursery: trio.Nursery) -> dict[str, str]:
@@ -246,7 +267,8 @@ class _Run:
 
     async def _attend(self, entrance: Entrance, forwarder: Forwarder, variables: Mapping[str, str]) -> int:
         with trio.open_signal_receiver(*_PASSED_ON) as signals:
-            self.tell(Beginning(self.mode, forwarder.redirections(), self.passed_over, tuple(_troubles(forwarder))))
+            troubles = (*self._troubles, *_troubles(forwarder))
+            self.tell(Beginning(self.mode, forwarder.redirections(), self.passed_over, troubles))
             await entrance.execute(variables)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_pass_on, signals, entrance.process)

@@ -1,4 +1,4 @@
-"""A relay, an HTTP server behind it, and ``relaycore run`` as a user without privileges."""
+"""A relay, an HTTP server behind a connection manager, and ``relaycore run`` as a user without privileges."""
 
 from __future__ import annotations
 
@@ -15,9 +15,16 @@ from pathlib import Path
 import trio
 from unprivileged import uid, unprivileged
 
-import relaycore
 from relaycore.edge.config.secret import Secret
-from relaycore.edge.config.settings import ConnectSettings, Forward, RelaySettings
+from relaycore.edge.config.settings import (
+    ConnectSettings,
+    Forward,
+    HcmConnection,
+    HcmSettings,
+    RelaySettings,
+    Target,
+)
+from relaycore.edge.hcm.manager import open_hcm
 from relaycore.testing import Relay, open_relay
 
 NAME = "orders.corp.example"
@@ -43,7 +50,7 @@ class RunWorld:
     relay: Relay
     directory: Path
 
-    serve: Callable[[relaycore.Connection], Awaitable[None]]
+    serve: Callable[[trio.SocketStream], Awaitable[None]]
 
     @property
     def key(self) -> Secret:
@@ -52,21 +59,36 @@ class RunWorld:
         assert rule is not None
         return Secret("inline", rule.primary_key, "here")
 
+    @property
+    def relay_settings(self) -> RelaySettings:
+        """The relay, as both programs name it."""
+        return RelaySettings("main", f"sb://127.0.0.1:{self.relay.port}/", is_emulator=True)
+
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:
-        """A listener for ``orders``."""
-        async with (
-            relaycore.open_listener(self.relay.connection_string("orders")) as listener,
-            trio.open_nursery() as nursery,
-        ):
-            await nursery.start(trio.serve_listeners, self.serve, [listener])
-            yield
+        """A connection manager for ``orders``, and the server behind it."""
+        (server,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        async with trio.open_nursery() as nursery:
+            await nursery.start(trio.serve_listeners, self.serve, [server])
+            target = Target("127.0.0.1", server.socket.getsockname()[1])
+            async with self.managing(targets=(target,)):
+                yield
             nursery.cancel_scope.cancel()
+
+    @asynccontextmanager
+    async def managing(self, path: str = "orders", **settings) -> AsyncIterator[None]:
+        """A connection manager that is connected."""
+        connection = HcmConnection(
+            path, self.relay_settings, path, key_name="RootManageSharedAccessKey", key=self.key, **settings
+        )
+        async with open_hcm(HcmSettings(connections=(connection,))) as manager:
+            await manager.wait_settled(path)
+            yield
 
     def settings(self, *, port: int = 8080, **changes) -> ConnectSettings:
         """Settings with the one forward."""
-        relay = RelaySettings("main", f"sb://127.0.0.1:{self.relay.port}/", is_emulator=True)
-        return ConnectSettings((Forward("orders", relay, "orders", **{"hosts": (NAME,), "port": port, **changes}),))
+        changes = {"hosts": (NAME,), "port": port, **changes}
+        return ConnectSettings((Forward("orders", self.relay_settings, "orders", **changes),))
 
     def config(self, *, port: int = 8080) -> Path:
         """A file with the same."""
@@ -108,7 +130,7 @@ port = {port}
         )
 
 
-async def _answer(stream: relaycore.Connection) -> None:
+async def _answer(stream: trio.SocketStream) -> None:
     """Answer one request as an HTTP server does, and close."""
     async with stream:
         head = b""

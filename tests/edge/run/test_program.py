@@ -4,12 +4,21 @@ import dataclasses
 import random
 import signal
 import socket
+from contextlib import AsyncExitStack
 
 import pytest
 import trio
 from run_world import ANSWER, NAME, open_run_world
 
-from relaycore.edge.config.settings import ConnectSettings, ListenAt
+from relaycore.edge.config.settings import (
+    ConnectSettings,
+    Forward,
+    ListenAt,
+    PortBinding,
+    Profile,
+    RelaySettings,
+    Target,
+)
 from relaycore.edge.run import program
 from relaycore.edge.run.modes import RunMode
 from relaycore.edge.run.namespaces import CannotExecute, NoNamespaces
@@ -87,6 +96,57 @@ async def test_names_and_port_may_be_the_relay_s_to_say():
 
 
 @needs_namespaces
+@pytest.mark.parametrize("host", ["a.b.wild.example", "ORDERS.Corp.Example", f"{NAME}."])
+async def test_an_isolated_program_asks_a_dns_server_of_ours(host):
+    """spec 8.6 of the connection manager: names below a suffix, any case, a dot at the end."""
+    async with open_run_world() as world:
+        settings = world.settings(hosts=(NAME, "*.wild.example"))
+        await run_program(settings, look(world, host=host), mode=RunMode.ISOLATED)
+        assert result(world) == ANSWER
+
+
+@needs_namespaces
+async def test_an_isolated_program_learns_no_other_name():
+    async with open_run_world() as world:
+        words = ["sh", "-c", f"getent hosts relay.example >{world.directory}/result; test $? = 2"]
+        assert await run_program(world.settings(), words, mode=RunMode.ISOLATED) == 0
+        assert result(world) == ""
+
+
+@needs_namespaces
+async def test_datagrams_pass_in_a_network_of_its_own():
+    """spec 3.7 of the connection manager, from inside the namespace."""
+    ask = (
+        "import socket; s = socket.socket(2, 2); s.connect(('dns.corp.example', 53)); s.send(b'ask'); print(s.recv(9))"
+    )
+
+    async def reply(server):
+        data, peer = await server.recvfrom(99)
+        await server.sendto(data[::-1], peer)
+
+    async with open_run_world() as world, trio.open_nursery() as nursery, AsyncExitStack() as stack:
+        server = stack.enter_context(trio.socket.socket(type=trio.socket.SOCK_DGRAM))
+        await server.bind(("127.0.0.1", 0))
+        nursery.start_soon(reply, server)
+        await world.relay.create_entity("dns", requires_client_authorization=False)
+        binding = PortBinding("dns", (Target(*server.getsockname()),), is_udp=True)
+        forward = Forward(
+            "dns",
+            world.relay_settings,
+            "dns",
+            profile=Profile.AZBRIDGE,
+            hosts=("dns.corp.example",),
+            port=53,
+            port_name="dns",
+            listen=(ListenAt("udp", "auto"),),
+        )
+        async with world.managing("dns", profile=Profile.AZBRIDGE, ports=(binding,)):
+            words = ["sh", "-c", f'exec "$@" >{world.directory}/result', "sh", "python3", "-c", ask]
+            code = await run_program(ConnectSettings((forward,)), words, mode=RunMode.ISOLATED)
+        assert (code, result(world)) == (0, "b'ksa'\n")
+
+
+@needs_namespaces
 async def test_the_end_by_a_signal_is_the_shell_s_number():
     async with open_run_world() as world:
         assert await run_program(world.settings(), ["sh", "-c", "kill -9 $$"]) == 128 + signal.SIGKILL
@@ -153,7 +213,7 @@ async def test_a_forward_that_cannot_be_reached_is_named():
 
 
 def test_a_part_of_the_pool_is_chosen_in_which_the_addresses_are_free():
-    (forward,) = ConnectSettings((program.Forward("a", program_relay(), "a", port=18_433),)).forwards
+    forward = Forward("a", RelaySettings("", "sb://127.0.0.1:1/", is_emulator=True), "a", port=18_433)
     forward = program._at_own_address(forward, RunMode.HOSTS)
     first = program._free_subnet("127.77.0.0/16", [forward], random.Random(1))
     address = program.LoopbackAddresses(first, None).assign(["a"])["a"]
@@ -161,9 +221,3 @@ def test_a_part_of_the_pool_is_chosen_in_which_the_addresses_are_free():
         taken.bind((address, 18_433))
         taken.listen()
         assert program._free_subnet("127.77.0.0/16", [forward], random.Random(1)) != first
-
-
-def program_relay():
-    from relaycore.edge.config.settings import RelaySettings
-
-    return RelaySettings("", "sb://127.0.0.1:1/", is_emulator=True)
