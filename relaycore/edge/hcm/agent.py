@@ -120,9 +120,11 @@ class Agent:
         self._inbound, self._outbound = self._buckets()
         self._book = SessionBook(now_unix=now_unix)
         self._rejected: Counter[str] = Counter()
+        self._requests_served = 0  # by listeners that are gone
+        self._online_before = 0
         self._sessions: trio.Nursery | None = None  # of run(), for senders that listeners bring
         self._has_ended = trio.Event()
-        self._last_errors: list[tuple[float, str]] = []
+        self._last_error: tuple[float, str] | None = None
         # Who waits for changes.
         self._changed = trio.Event()
         self._shown = Shown.PAUSED if settings.is_paused else Shown.CONNECTING
@@ -147,6 +149,10 @@ class Agent:
         self._endpoint.apply(settings)
         if old.is_paused != settings.is_paused:
             self._is_paused = settings.is_paused
+        if (old.relay, old.path) != (settings.relay, settings.path):
+            # Another hybrid connection, whose text says something else.
+            self._metadata = None
+            self._endpoint.forget_metadata()
         if needs_registration(old, settings):
             self.restart(is_asked=False)
         self._emit("changed", "the settings have changed")
@@ -218,7 +224,7 @@ class Agent:
 
     @property
     def _has_failed(self) -> bool:
-        return self._registration is not None and self._registration.has_failed
+        return self._registration is not None and self._registration.has_failed and not self._must_restart
 
     # The house -------------------------------------------------------------------------------------------------------
 
@@ -276,6 +282,7 @@ class Agent:
         finally:
             if registration.last_error_unix is not None:
                 self._note_error(registration.last_error, registration.last_error_unix)
+            self._requests_served += registration.requests_served
             self._registration = None
             self._note_change()
 
@@ -623,7 +630,7 @@ class Agent:
         """How it stands with the relay."""
         if self._has_ended.is_set():
             return RelayLeg.STOPPED
-        if self._registration is not None and self._may_listen:
+        if self._registration is not None and self._may_listen and not self._must_restart:
             return self._registration.leg
         if self._is_paused or self._is_draining:
             return RelayLeg.PAUSED
@@ -657,7 +664,7 @@ class Agent:
         bytes_in, bytes_out = self._book.carried()
         health = self._endpoint.route.health
         latency_s = None if health is None else health.latency
-        error_unix, error = self._last_error()
+        error_unix, error = self._find_last_error()
         next_try_unix = None if registration is None else registration.next_try_unix
         attempts = 0 if registration is None else registration.attempts
         served = [] if registration is None else [found.status for found in registration.listeners]
@@ -683,7 +690,7 @@ class Agent:
             queued=admission.queued,
             bytes_in=bytes_in,
             bytes_out=bytes_out,
-            accepted=self._book.accepted + sum(found.requests_served for found in served),
+            accepted=self._book.accepted + self._requests_served + sum(found.requests_served for found in served),
             lost=self._book.lost,
             rejected=dict(self._rejected),
             since_unix=self._since_unix,
@@ -725,15 +732,16 @@ class Agent:
             return "no endpoint"
         return health.summary
 
-    def _last_error(self) -> tuple[float | None, str]:
-        found = list(self._last_errors)
+    def _find_last_error(self) -> tuple[float | None, str]:
         registration = self._registration
         if registration is not None and registration.last_error_unix is not None:
-            found.append((registration.last_error_unix, registration.last_error))
-        return max(found, default=(None, ""), key=lambda item: item[0] or 0.0)
+            self._note_error(registration.last_error, registration.last_error_unix)
+        return self._last_error or (None, "")
 
     def _note_error(self, text: str, at_unix: float | None = None) -> None:
-        self._last_errors = [(self._now_unix() if at_unix is None else at_unix, text)]
+        at_unix = self._now_unix() if at_unix is None else at_unix
+        if self._last_error is None or self._last_error[0] <= at_unix:
+            self._last_error = at_unix, text
 
     def _emit(self, kind: str, text: str) -> None:
         self._events.emit(self.settings.name, kind, text)
@@ -745,6 +753,10 @@ class Agent:
 
     def _note_change(self) -> None:
         """Wake whoever waits for anything; called after every change."""
+        if self._online != self._online_before:
+            self._online_before = self._online
+            if self._metadata is not None:
+                self._metadata.refresh()  # how many listen has changed
         if self.shown is not self._shown:
             self._shown = self.shown
             self._since_unix = self._now_unix()

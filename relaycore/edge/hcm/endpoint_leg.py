@@ -100,6 +100,11 @@ class EndpointLeg:
             self._from_metadata = (target,)
             self._renew(is_other=False)
 
+    def forget_metadata(self) -> None:
+        """What was read is of no account any more. Not a checkpoint."""
+        self._from_metadata = ()
+        self._renew(is_other=False)
+
     def restart(self) -> None:
         """Ask the endpoint anew, as if nothing were known. Not a checkpoint."""
         self._renew(is_other=True)

@@ -134,6 +134,8 @@ class Manager:
           ConfigError: the settings do not fit together; nothing has changed then, and an event says so.
         """
         try:
+            if self._is_stopping:
+                raise ConfigError("the connection manager is stopping")
             plan = self.plan(settings)
         except ConfigError as error:
             self.note_reload_failed(str(error))

@@ -94,6 +94,7 @@ class Registration:
 
     Attributes:
       last_error: the last end or failure in words; ``""`` if there was none.
+      requests_served: HTTP requests that listeners answered which are closed by now.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class Registration:
     ) -> None:
         self.last_error = ""
         self.last_error_unix: float | None = None
+        self.requests_served = 0
         self._settings = settings
         self._open_listener = open_listener
         self._emit = emit
@@ -169,6 +171,8 @@ class Registration:
                 with trio.move_on_after(_CONFIG_RETRY_S):
                     await self._leaving.wait()
             finally:
+                if channel.listener is not None:
+                    self.requests_served += channel.listener.status.requests_served
                 channel.listener = None
 
     async def _follow(self, channel: _Channel, listener: Listener) -> None:

@@ -159,6 +159,27 @@ async def test_a_sender_that_is_cut_is_a_reset_at_the_endpoint(world: World):
         assert isinstance(seen[0], trio.BrokenResourceError)
 
 
+async def test_a_cut_is_a_reset_with_rates_too(world: World):
+    seen: list[Exception] = []
+
+    async def listen(stream: trio.SocketStream) -> None:
+        try:
+            while await stream.receive_some():
+                pass
+            seen.append(EOFError())
+        except trio.BrokenResourceError as error:
+            seen.append(error)
+
+    endpoint = await world.endpoint(listen)
+    limits = LimitSettings(rate_in=1_000_000, rate_out=1_000_000)
+    async with world.serving(world.connection(endpoint.target, limits=limits)), world.dial() as sender:
+        await sender.send_all(b"x")
+        await until(lambda: endpoint.connections)
+        await trio.aclose_forcefully(sender)
+        await until(lambda: seen)
+        assert isinstance(seen[0], trio.BrokenResourceError)
+
+
 async def test_a_half_closed_connection_has_a_linger_limit(world: World):
     """8.5.3: silence that the second direction may keep once the first has ended."""
 

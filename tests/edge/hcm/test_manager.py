@@ -378,7 +378,7 @@ async def test_a_relay_that_is_not_there_is_told(world: World):
 
 async def test_several_channels_at_once(world: World):
     endpoint = await world.endpoint()
-    async with world.manager(world.connection(endpoint.target, listeners=3), metadata_interval_s=0.05) as manager:
+    async with world.manager(world.connection(endpoint.target, listeners=3)) as manager:
         await until(lambda: status(manager).listeners_here == 3)
         await until(lambda: status(manager).listeners_total == 3)
         assert listeners(world) == 3

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from managed import ask, open_world, status, until
 
-from relaycore.edge.config.settings import Target
+from relaycore import ServerBusy
+from relaycore.edge.config.settings import HcmSettings, Target
 from relaycore.edge.hcm.metadata import parse_endpoint_metadata
 from relaycore.errors import ConfigError
 
@@ -94,6 +96,24 @@ async def test_a_changed_endpoint_counts_for_new_connections():
                     assert (first.connections, second.connections) == (1, 1)
                 assert await ask(old) == b"ping"
             assert "endpoint-changed" in [event.kind for event in manager.recent_events()]
+
+
+async def test_another_path_is_not_led_to_the_old_endpoint():
+    """What one hybrid connection's text names is nobody else's endpoint."""
+    async with open_world() as world:
+        endpoint = await world.endpoint()
+        await world.describe(text(str(endpoint.target)))
+        await world.relay.create_entity("other")
+        connection = world.connection()
+        async with world.serving(connection) as manager:
+            await until(lambda: status(manager).endpoint)
+            manager.reload(HcmSettings((replace(connection, path="other"),)))
+            assert status(manager).endpoint == ""
+            await until(lambda: status(manager).path == "other" and status(manager).status == "Connected")
+            with pytest.raises(ServerBusy, match="metadata names no endpoint"):
+                async with world.dial("other"):
+                    pass
+            assert endpoint.connections == 0
 
 
 async def test_the_last_endpoint_known_is_kept():
