@@ -17,7 +17,7 @@ help:
 	@echo "make test     install what the tests need and run all of them"
 	@echo "make check    format, lint, types, C warnings as errors"
 	@echo "make format   put the code into its format"
-	@echo "make docs     make the table of rules and tests in docs/protocol.md"
+	@echo "make docs     make the tables in docs/protocol.md and docs/edge-configuration.md"
 	@echo "make run-table  try which programs 'relaycore run' serves, and write the table in docs/run.md"
 	@echo "make bench    compare topologies on this machine (minutes); bench-quick for a glance"
 	@echo "make gate     fail when a ratio or an exact count is worse than bench/baseline.json (a minute)"
@@ -44,6 +44,7 @@ check: $(BIN)/.dev $(BIN)/.native
 
 docs: $(BIN)/.dev
 	$(BIN)/python docs/protocol_table.py
+	$(BIN)/python docs/edge_keys.py
 
 run-table: $(BIN)/.dev $(BIN)/.native
 	$(BIN)/python tests/edge/run/matrix.py --write

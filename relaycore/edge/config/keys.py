@@ -116,7 +116,13 @@ _RELAY = Section(
 def _sign_in(what: str, right: str) -> tuple[Key, ...]:
     return (
         Key("name", kinds.NAME, f"What the {what} is called here.", default="its path"),
-        Key("relay", kinds.TEXT, "Name of a `[relay.NAME]`; or a connection string, as `connection_string`.", None),
+        Key(
+            "relay",
+            kinds.TEXT,
+            "Name of a `[relay.NAME]`; or a connection string, as `connection_string`.",
+            None,
+            "the only one",
+        ),
         Key(
             "connection_string",
             place_kinds.CONNECTION_STRING,
@@ -124,6 +130,7 @@ def _sign_in(what: str, right: str) -> tuple[Key, ...]:
             "EntityPath=PATH`, in any order, the path in the URL if need be. With `SharedAccessKey` in it, the file has"
             " to be of mode 0600.",
             None,
+            "unset",
         ),
         Key("path", kinds.ENTITY, "Path of the hybrid connection.", default="its name"),
         Key("key_name", kinds.TEXT, f"The authorization rule; it needs the right {right}.", default="unset"),
