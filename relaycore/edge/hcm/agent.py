@@ -72,8 +72,8 @@ _SPREAD: Final = 0.3
 """Part of the probes' interval within which a withdrawal, and the return from it, happens at random: managers that
 watch the same endpoint should not leave at one stroke."""
 
-_FAREWELL_S: Final = 12.0
-"""Seconds for an orderly leave; the listener's own goodbye takes at most ten."""
+_FAREWELL_S: Final = 20.0
+"""Seconds until a leave is cut; the listener bounds its own goodbyes, which together take less."""
 
 _SETTLED: Final = frozenset({RelayLeg.CONNECTED, RelayLeg.UNAUTHORIZED, RelayLeg.NOT_FOUND, RelayLeg.PAUSED})
 
@@ -276,7 +276,7 @@ class Agent:
         self._registration = registration
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._leave_in_time, registration)
+                nursery.start_soon(self._leave_in_time, registration, nursery.cancel_scope)
                 await registration.hold()
                 nursery.cancel_scope.cancel()
         finally:
@@ -286,13 +286,13 @@ class Agent:
             self._registration = None
             self._note_change()
 
-    async def _leave_in_time(self, registration: Registration) -> None:
+    async def _leave_in_time(self, registration: Registration, scope: trio.CancelScope) -> None:
         while self._may_listen and not self._must_restart:
             await self._changed.wait()
         registration.leave()
-        # The listener bounds its goodbye; what else may hang is cut.
         await trio.sleep(_FAREWELL_S)
         _log.warning("! %s: leaving the relay takes too long, it is cut", self.name)
+        scope.cancel()
 
     async def _drain_or_resume(self) -> None:
         async with trio.open_nursery() as nursery:

@@ -337,3 +337,64 @@ async def test_rates_are_kept(world: World):
             got += data
         assert bytes(got) == blob
         assert trio.current_time() - began > 0.2
+
+
+# What goes wrong -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_sender_that_leaves_before_it_is_accepted(world: World):
+    """failures: the rendezvous is gone; what was dialled for it is closed again, and its place is free."""
+    endpoint = await world.endpoint()
+    limits = LimitSettings(max_open=1, queue=1, queue_timeout_s=10)
+    async with world.serving(world.connection(endpoint.target, limits=limits)) as manager:
+        async with world.dial() as sender:
+            assert await ask(sender) == b"ping"
+            with trio.move_on_after(0.3) as scope:
+                async with world.dial():
+                    pass
+            assert scope.cancelled_caught
+        await until(lambda: "left" in [event.kind for event in manager.recent_events()])
+        await until(lambda: endpoint.connections == 2 and not endpoint.open)
+        assert status(manager).rejected == {}
+        async with world.dial() as sender:
+            assert await ask(sender) == b"ping"
+
+
+async def test_a_bug_of_ours_costs_one_sender(world: World, monkeypatch: pytest.MonkeyPatch):
+    endpoint = await world.endpoint()
+    async with world.serving(world.connection(endpoint.target)) as manager:
+        with monkeypatch.context() as patched:
+
+            async def fail(*_: object, **__: object) -> None:
+                await trio.lowlevel.checkpoint()
+                raise ZeroDivisionError("internals of ours")
+
+            patched.setattr("relaycore.edge.hcm.agent.dial", fail)
+            error = await refusal_of(world)
+            assert error.http_status == 502
+            assert "internals" not in error.message
+            assert status(manager).rejected == {"internal": 1}
+        async with world.dial() as sender:
+            assert await ask(sender) == b"ping"
+
+
+async def test_a_bug_of_ours_costs_no_other_entry(world: World, monkeypatch: pytest.MonkeyPatch):
+    """An entry that fails is begun again, and the others do not notice."""
+    await world.relay.create_entity("other")
+    endpoint = await world.endpoint()
+    other = world.connection(endpoint.target, name="other", path="other")
+    async with world.serving(world.connection(endpoint.target), other) as manager, world.dial() as sender:
+        assert await ask(sender) == b"ping"
+
+        async def fail(*_: object) -> None:
+            await trio.lowlevel.checkpoint()
+            raise ZeroDivisionError
+
+        with monkeypatch.context() as patched:
+            patched.setattr("relaycore.edge.hcm.agent.Agent._register", fail)
+            manager.restart("other")
+            await until(lambda: "failed" in [event.kind for event in manager.recent_events()])
+        assert await ask(sender) == b"ping"
+        await until(lambda: status(manager, "other").status == "Connected")
+        async with world.dial("other") as second:
+            assert await ask(second) == b"ping"

@@ -1,0 +1,142 @@
+"""The relay leg against a relay that plays a script: what its answers mean, and coming back from each."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+from managed import NO_PROBE, until
+from trio.testing import MockClock
+
+from relaycore import ConnectionLost
+from relaycore.edge.config.secret import Secret
+from relaycore.edge.config.settings import HcmConnection, HcmSettings, RelaySettings, Target
+from relaycore.edge.hcm.manager import Manager
+from relaycore.edge.hcm.relay_leg import explain
+from relaycore.edge.hcm.status import ConnectionStatus, RelayLeg
+from relaycore.errors import AuthorizationFailed, ConfigError, EndpointNotFound, NoListener, ServerBusy
+from relaycore.net.errors import StreamClosed, StreamLost
+from relaycore.net.websocket import WebSocketLeg
+from relaycore.testing.fake_relay import KEY, FakeRelay, open_fake_relay
+from relaycore.wire.frames import Close
+
+RELAY = RelaySettings("main", "sb://relay.example/")
+ENTRY = HcmConnection("sql", RELAY, "orders", key_name="listen", key=Secret("inline", "k"))
+
+
+@pytest.mark.parametrize(
+    ("cause", "leg", "words"),
+    [
+        (AuthorizationFailed("ExpiredToken: too old"), RelayLeg.UNAUTHORIZED, ["rule 'listen'", "clock"]),
+        (AuthorizationFailed("no", http_status=403), RelayLeg.UNAUTHORIZED, ["rule 'listen'", "right Listen"]),
+        (AuthorizationFailed("ListenersPerEntity: 25", http_status=403), None, ["has to leave first"]),
+        (EndpointNotFound("Endpoint does not exist"), RelayLeg.NOT_FOUND, ["'orders'", "created"]),
+        (NoListener("gone"), RelayLeg.NOT_FOUND, ["'orders'"]),
+        (ConfigError("the file is not there"), RelayLeg.UNAUTHORIZED, ["no token", "not there"]),
+        (ServerBusy("restarting"), None, ["sb://relay.example/", "restarting"]),
+        (StreamClosed(1011, "restart"), None, ["closed the control channel (1011 restart)"]),
+        (StreamClosed(1001, ""), None, ["(1001)"]),
+        (StreamLost("no sign of life"), None, ["no sign of life"]),
+        (ConnectionLost("cannot connect"), None, ["cannot connect"]),
+        (OSError(), None, ["OSError"]),
+        (ZeroDivisionError("secret internals"), None, ["signing in failed (ZeroDivisionError)"]),
+    ],
+)
+def test_what_a_cause_means(cause: Exception, leg: RelayLeg | None, words: list[str]):
+    """8.3, 8.11: what was tried, what came back, what to do."""
+    found, text = explain(cause, ENTRY)
+    assert found is leg
+    for word in words:
+        assert word in text
+    assert "secret internals" not in text
+
+
+@asynccontextmanager
+async def managing(relay: FakeRelay) -> AsyncIterator[Manager]:
+    entry = HcmConnection(
+        "orders",
+        RelaySettings("main", f"sb://127.0.0.1:{relay.port}/", is_emulator=True, proxy="none"),
+        "orders",
+        key_name="RootManageSharedAccessKey",
+        key=Secret("inline", KEY),
+        targets=(Target("127.0.0.1", 9),),
+        health=NO_PROBE,
+    )
+    async with trio.open_nursery() as nursery:
+        manager = Manager()
+        await nursery.start(manager.run, HcmSettings((entry,)))
+        yield manager
+        nursery.cancel_scope.cancel()
+
+
+def status(manager: Manager) -> ConnectionStatus:
+    return manager.connection_status("orders")
+
+
+async def keep(channel: WebSocketLeg) -> None:
+    """Be a relay that reads, and answers a Close."""
+    try:
+        while not isinstance(await channel.receive(), Close):
+            pass
+        await channel.close()
+    except trio.BrokenResourceError:
+        await channel.aclose()
+
+
+async def test_each_answer_has_its_word_and_none_is_final(autojump_clock: MockClock):
+    """8.3: 404, 401, 403, 503, silence: the word, and then Connected."""
+    answers = [
+        (404, "Endpoint does not exist: orders", "NotFound"),
+        (401, "InvalidSignature: no", "Unauthorized"),
+        (403, "The token does not carry the right Listen", "Unauthorized"),
+        (503, "busy", "Reconnecting"),
+    ]
+    with trio.fail_after(3600):
+        async with open_fake_relay() as relay, managing(relay) as manager, trio.open_nursery() as nursery:
+            for number, (code, reason, word) in enumerate(answers):
+                await (await relay.next_request("listen")).refuse(code, reason)
+                await until(lambda number=number: status(manager).attempts == number + 1, 60)
+                assert status(manager).status == word
+                assert reason in status(manager).last_error
+                assert status(manager).next_try_unix is not None
+            nursery.start_soon(keep, await (await relay.next_request("listen")).accept())
+            await until(lambda: status(manager).status == "Connected", 60)
+            found = status(manager)
+            assert (found.attempts, found.next_try_unix, found.detail) == (0, None, "")
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_channel_that_is_lost_is_opened_anew(autojump_clock: MockClock):
+    """8.3 Reconnecting: with the reason, the try and the wait; then Connected, and both are events."""
+    with trio.fail_after(3600):
+        async with open_fake_relay() as relay, managing(relay) as manager, trio.open_nursery() as nursery:
+            channel = await (await relay.next_request("listen")).accept()
+            await until(lambda: status(manager).status == "Connected", 60)
+            since = status(manager).since_unix
+            await channel.send_close(1011, "restart")
+            await until(lambda: status(manager).status == "Reconnecting", 60)
+            assert "1011 restart" in status(manager).last_error
+            assert status(manager).listeners_here == 0
+            nursery.start_soon(keep, await (await relay.next_request("listen")).accept())
+            await until(lambda: status(manager).status == "Connected", 60)
+            assert status(manager).since_unix >= since
+            kinds = [event.kind for event in manager.recent_events() if event.kind != "metadata-failed"]
+            assert kinds == ["added", "connected", "disconnected", "retrying", "connected"]
+            await channel.aclose()
+            nursery.cancel_scope.cancel()
+
+
+async def test_leaving_a_silent_relay_is_bounded(autojump_clock: MockClock):
+    """failures: half-open link. Paused is shown at once, and the control channel is gone soon."""
+    with trio.fail_after(3600):
+        async with open_fake_relay() as relay, managing(relay) as manager:
+            channel = await (await relay.next_request("listen")).accept()
+            await until(lambda: status(manager).status == "Connected", 60)
+            began = trio.current_time()
+            manager.pause("orders")
+            assert status(manager).status == "Paused"
+            await manager.remove("orders")
+            assert trio.current_time() - began <= 20
+            await channel.aclose()
