@@ -15,12 +15,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import ipaddress
 import os
-import random
 import select
 import signal
-import socket
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -33,12 +30,12 @@ import trio
 
 from ...errors import ConfigError
 from ...net.tasks import alone
-from ..config.settings import ConnectSettings, Forward, ListenAt, ProxyPortSettings
+from ..config.settings import ConnectSettings, ListenAt, ProxyPortSettings
 from ..connect.forwarder import Forwarder, open_connect
 from ..connect.listeners import ListenFailed, LocalDatagrams, LocalListener, open_datagrams, open_local
-from ..connect.loopback import LoopbackAddresses, parse_pool
 from ..connect.proxy_port import serve_proxy_port
 from ..connect.status import ForwardState, Redirection
+from .addresses import for_run
 from .environment import proxy_variables
 from .files import hosts_text, resolver_text
 from .modes import RunMode, modes_to_try
@@ -70,8 +67,6 @@ _DRAIN_TIMEOUT: Final = 5.0
 
 _TAKE_TIMEOUT: Final = 1.0
 """Seconds for the connections that the kernel still holds then to be taken."""
-
-_SUBNET_TRIES: Final = 16
 
 
 @dataclass(frozen=True)
@@ -196,7 +191,7 @@ class _Run:
     async def _serving(
         self, entrance: Entrance, files: Mapping[Path, Path]
     ) -> AsyncIterator[tuple[Forwarder, dict[str, str]]]:
-        settings = _for_run(self.settings, self.mode)
+        settings = for_run(self.settings, self.mode)
         variables = {"RELAYCORE_RUN": str(self.mode)}
         forwarder = self._forwarder(entrance)
         with alone():
@@ -321,53 +316,7 @@ async def _until_taken(listeners: Sequence[trio.SocketListener]) -> None:
             await trio.sleep(0.001)
 
 
-# Settings for a run --------------------------------------------------------------------------------------------------
-
-
-def _for_run(settings: ConnectSettings, mode: RunMode) -> ConnectSettings:
-    """The same forwards, at addresses that only this run has."""
-    forwards = tuple(_at_own_address(forward, mode) for forward in settings.forwards)
-    pool = settings.pool if mode is not RunMode.HOSTS else _free_subnet(settings.pool, forwards)
-    return dataclasses.replace(settings, forwards=forwards, pool=pool)
-
-
-def _at_own_address(forward: Forward, mode: RunMode) -> Forward:
-    own = tuple(at for at in forward.listen if at.host == "auto") or (ListenAt("tcp", "auto"),)
-    fixed: tuple[ListenAt, ...] = ()
-    if mode is RunMode.ISOLATED:
-        fixed = tuple(at for at in forward.listen if at.host != "auto" and at.kind != "unix")
-    return dataclasses.replace(forward, listen=own + fixed)
-
-
-def _free_subnet(pool: str, forwards: Sequence[Forward], rng: random.Random | None = None) -> str:
-    """A part of the pool in which nobody has the addresses that these forwards would get.
-
-    Others are found by chance only: two runs that look at the same moment may choose the same part. Then the later one
-    is told that its addresses are taken.
-    """
-    network = parse_pool(pool)
-    prefix = max(network.prefixlen, 30 - max(len(forwards), 4).bit_length())
-    count = 1 << (prefix - network.prefixlen)
-    rng = rng or random.Random()
-    chosen = network
-    for _ in range(_SUBNET_TRIES):
-        base = int(network.network_address) + (rng.randrange(count) << (32 - prefix))
-        chosen = ipaddress.IPv4Network((base, prefix))
-        given = LoopbackAddresses(str(chosen), None).assign(forward.name for forward in forwards)
-        wanted = [(given[one.name], at.port or one.port) for one in forwards for at in one.listen if at.kind == "tcp"]
-        if all(_is_free(address, port) for address, port in wanted if port):
-            break
-    return str(chosen)
-
-
-def _is_free(address: str, port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address, port))
-        except OSError as error:
-            return isinstance(error, PermissionError)  # no other address would be better
-        return True
+# Opening addresses ---------------------------------------------------------------------------------------------------
 
 
 async def _open_for_own_user(at: ListenAt) -> LocalListener:

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
-import random
 import signal
-import socket
 from contextlib import AsyncExitStack
 
 import pytest
@@ -16,7 +14,6 @@ from relaycore.edge.config.settings import (
     ListenAt,
     PortBinding,
     Profile,
-    RelaySettings,
     Target,
 )
 from relaycore.edge.run import program
@@ -210,14 +207,3 @@ async def test_a_forward_that_cannot_be_reached_is_named():
         await run_program(settings, ["true"], mode=RunMode.ISOLATED, tell=beginnings.append)
     (trouble,) = beginnings[0].troubles
     assert trouble.startswith("orders: where it leads is not known")
-
-
-def test_a_part_of_the_pool_is_chosen_in_which_the_addresses_are_free():
-    forward = Forward("a", RelaySettings("", "sb://127.0.0.1:1/", is_emulator=True), "a", port=18_433)
-    forward = program._at_own_address(forward, RunMode.HOSTS)
-    first = program._free_subnet("127.77.0.0/16", [forward], random.Random(1))
-    address = program.LoopbackAddresses(first, None).assign(["a"])["a"]
-    with socket.socket() as taken:
-        taken.bind((address, 18_433))
-        taken.listen()
-        assert program._free_subnet("127.77.0.0/16", [forward], random.Random(1)) != first
