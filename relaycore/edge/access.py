@@ -11,12 +11,10 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..client.connection import Connection
 from ..client.credentials import TokenProvider
-from ..client.listener import Listener, open_listener
-from ..client.management import ManagementClient
 from ..client.sender import dial_stream, open_stream
 from ..errors import ConfigError
 from ..net.connect import client_ssl_context
@@ -26,6 +24,10 @@ from ..wire.limits import TOKEN_LIFETIME
 from ..wire.sas import make_token
 from .config.secret import Secret
 from .config.settings import Forward, HcmConnection
+
+if TYPE_CHECKING:
+    from ..client.listener import Listener
+    from ..client.management import ManagementClient
 
 __all__ = ["RelayAccess"]
 
@@ -67,6 +69,8 @@ class RelayAccess:
 
     def listen(self, **options: Any) -> AbstractAsyncContextManager[Listener]:  # noqa: ANN401 - passed through
         """`open_listener` with all that is known here."""
+        from ..client.listener import open_listener  # what only sends is quick to start
+
         return open_listener(
             self.connection_string,
             token=self.token,
@@ -90,6 +94,8 @@ class RelayAccess:
 
     def management(self) -> ManagementClient:
         """A client for the hybrid connection's own text; a right to listen or to send is enough to read it (4.2)."""
+        from ..client.management import ManagementClient
+
         return ManagementClient(
             self.connection_string, token=self.token, ssl_context=self.ssl_context, proxy=self.proxy
         )

@@ -304,6 +304,37 @@ async def test_add_and_remove_tell_the_running_forwarder(tmp_path):
         assert "start it with: relaycore connect run" in out.decode()
 
 
+ARM = {
+    "properties": {
+        "serviceBusNamespace": "ns",
+        "relayName": "sql",
+        "hostName": "sqldb.corp.example",
+        "port": 1433,
+        "sendKeyName": "defaultSender",
+        "sendKeyValue": "c2VjcmV0",
+    }
+}
+
+
+def test_forwards_of_other_tools_are_taken_over(tmp_path, invoke):
+    """manager 8.6: the App Service API's JSON becomes a forward, with its key in a private file."""
+    file = tmp_path / "arm.json"
+    file.write_text(json.dumps(ARM))
+    config = tmp_path / "relaycore.toml"
+    config.write_text("")
+    result = invoke("connect", "import", "--config", str(config), "--dry-run", str(file))
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "sql: sqldb.corp.example port 1433 -> sql\n"
+    assert not (tmp_path / "relaycore.d").exists()
+    result = invoke("connect", "import", "--config", str(config), str(file))
+    assert result.exit_code == 0, result.output
+    [forward] = load([config, tmp_path / "relaycore.d" / "sql.toml"], {}).settings.connect.forwards
+    assert (forward.hosts, forward.port, forward.key_name) == (("sqldb.corp.example",), 1433, "defaultSender")
+    assert (tmp_path / "relaycore.d" / "sql.toml").stat().st_mode & 0o777 == 0o600
+    assert "c2VjcmV0" not in result.output
+    assert invoke("connect", "import", "--config", str(config), str(file)).exit_code != 0
+
+
 async def test_no_address_at_all_is_exit_code_9(tmp_path):
     async with open_bench(tmp_path) as bench:
         with trio.socket.socket() as taken:

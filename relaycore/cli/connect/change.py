@@ -6,7 +6,6 @@ rewritten.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -232,25 +231,14 @@ def import_command(
     file: Path, form: str, dry_run: bool, replaces: bool, config_files: tuple[Path, ...], overrides: tuple[str, ...]
 ) -> None:
     """Take over the forwards that another tool has in FILE. What cannot be carried over is said."""
-    from ...edge.config import importing
+    from ...edge.config.importing import read_any
     from ...edge.config.settings import Forward
 
-    readers = {
-        "arm": importing.read_arm_json,
-        "website-relays": importing.read_website_relays,
-        "connection-proxy": importing.read_connection_proxy_list,
-    }
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot be read: {error}", source=str(file)) from error
-    if form == "auto":
-        form = _guess(text, file)
-    if form == "azbridge":
-        raise ConfigError("azbridge's files are read by `relaycore bridge -f FILE --explain`", source=str(file))
-    entries, remarks = readers[form](text, source=str(file))
-    forwards = [entry for entry in entries if isinstance(entry, Forward)]
-    for remark in remarks:
+    found = read_any(file, None if form == "auto" else form)
+    forwards = [entry for entry in found.entries if isinstance(entry, Forward)]
+    if others := len(found.entries) - len(forwards):
+        click.echo(f"note: {others} to listen on; take them over with: relaycore hcm import", err=True)
+    for remark in found.remarks:
         click.echo(f"note: {remark}", err=True)
     if not forwards:
         raise ConfigError("there is no forward in it", source=str(file))
@@ -259,16 +247,3 @@ def import_command(
     if not dry_run:
         save(forwards, config_files, overrides, replaces=replaces)
         tell_running(config_files, overrides)
-
-
-def _guess(text: str, file: Path) -> str:
-    if file.suffix.lower() in (".yml", ".yaml"):
-        return "azbridge"
-    try:
-        found = json.loads(text)
-    except ValueError:
-        return "website-relays"
-    if isinstance(found, dict) and ("properties" in found or "value" in found):
-        return "arm"
-    first = found[0] if isinstance(found, list) and found else found
-    return "arm" if isinstance(first, dict) and "properties" in first else "connection-proxy"
