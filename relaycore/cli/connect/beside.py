@@ -148,14 +148,14 @@ class Beside:
 
     @asynccontextmanager
     async def _open_dns(self, settings: tuple[DnsSettings, str]) -> AsyncIterator[str]:
-        from ...edge.connect.dns import DnsStub, serve_dns
+        from ...edge.connect.dns import serve_dns
 
         dns, pool = settings
-        stub = DnsStub(dns, self._forwarder.redirections, pool=pool, counts=self._counts.dns)
+        serve = partial(serve_dns, dns, self._forwarder.redirections, pool=pool, counts=self._counts.dns)
         with alone():
             async with trio.open_nursery() as nursery:
-                opened = await nursery.start(serve_dns, stub, dns.listen)
-                yield ", ".join("{}:{}".format(*found.address) for found in opened)
+                opened = await nursery.start(serve)
+                yield ", ".join(found.shown for found in opened)
                 nursery.cancel_scope.cancel()
 
     @asynccontextmanager
