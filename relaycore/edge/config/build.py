@@ -14,6 +14,7 @@ from .settings import (
     Forward,
     HcmConnection,
     HcmSettings,
+    PortBinding,
     Profile,
     RelaySettings,
 )
@@ -196,52 +197,46 @@ class _Builder:
         sign_in = self._sign_in(table, path, values, relays)
         fields = self._fields(table, path, values)
         profile = fields.get("profile", Profile.RAW)
-        ports = [
-            port.section.value(**self._fields(port, (*path, "port", number)))
-            for number, port in enumerate(table.lists.get("port", ()))
-            if port.section.value is not None and self._has(port, (*path, "port", number), "name", "endpoint")
-        ]
-        if ports and profile is not Profile.AZBRIDGE:
-            self.problems.add('ports go with profile = "azbridge"', table.lists["port"][0].source, (*path, "port"))
-        elif ports and "endpoint" in values:
-            self.problems.add(
-                "stands beside ports; one of them says it", self._source(table, "endpoint"), (*path, "endpoint")
-            )
-        elif profile is Profile.AZBRIDGE and not ports and "endpoint" not in table.leaves:
-            self.problems.add(
-                "the profile azbridge needs [[hcm.connection.port]], or an endpoint", table.source, (*path, "endpoint")
-            )
-        if not ports:
+        ports = self._ports(table, path)
+        has_ports = bool(table.lists.get("port"))
+        if has_ports and profile is not Profile.AZBRIDGE:
+            if "profile" in fields or "profile" not in table.leaves:
+                source = table.lists["port"][0].source
+                self.problems.add('ports go with profile = "azbridge"', source, (*path, "port"))
+        elif has_ports and "endpoint" in values:
+            source = self._source(table, "endpoint")
+            self.problems.add("stands beside ports; one of them says it", source, (*path, "endpoint"))
+        elif profile is Profile.AZBRIDGE and not has_ports and "endpoint" not in table.leaves:
+            message = "the profile azbridge needs [[hcm.connection.port]], or an endpoint"
+            self.problems.add(message, table.source, (*path, "endpoint"))
+        if not has_ports:
             try:
                 fields |= endpoint_fields(profile, values.get("endpoint"))
             except ConfigError as error:
                 if "endpoint" in values or "endpoint" not in table.leaves:
                     self.problems.add(str(error), self._source(table, "endpoint"), (*path, "endpoint"))
-        self._check_ports(table, path)
         self._check_numbers(table, path)
         if sign_in is None or len(self.problems.errors) > before:
             return None
         return HcmConnection(**(fields | sign_in | ({"ports": tuple(ports)} if ports else {})))
 
-    def _has(self, table: Table, path: KeyPath, *keys: str) -> bool:
-        for key in keys:
-            if key not in table.leaves:
-                self.problems.add(f"needs {key}", table.source, (*path, key))
-        return all(key in table.leaves for key in keys)
-
-    def _check_ports(self, table: Table, path: KeyPath) -> None:
-        seen: dict[object, Source] = {}
+    def _ports(self, table: Table, path: KeyPath) -> list[PortBinding]:
+        found: dict[str, tuple[PortBinding, Source]] = {}
         for number, port in enumerate(table.lists.get("port", ())):
-            name = port.leaves.get("name")
-            if name is None:
+            here = (*path, "port", number)
+            for key in ("name", "endpoint"):
+                if key not in port.leaves:
+                    self.problems.add(f"needs {key}", port.source, (*here, key))
+            fields = self._fields(port, here)
+            if not {"name", "targets"} <= set(fields):
                 continue
-            if len(str(name.value).encode()) > 255:
-                self.problems.add("is longer than 255 bytes", name.source, (*path, "port", number, "name"))
-            if name.value in seen:
-                self.problems.add(
-                    f"is named at {seen[name.value].text} too", name.source, (*path, "port", number, "name")
-                )
-            seen[name.value] = name.source
+            binding, source = PortBinding(**fields), self._source(port, "name")
+            if len(binding.name.encode()) > 255:
+                self.problems.add("is longer than 255 bytes", source, (*here, "name"))
+            if binding.name in found:
+                self.problems.add(f"is named at {found[binding.name][1].text} too", source, (*here, "name"))
+            found[binding.name] = (binding, source)
+        return [binding for binding, _ in found.values()]
 
     def _check_numbers(self, table: Table, path: KeyPath) -> None:
         limits, health = table.below.get("limits"), table.below.get("health")

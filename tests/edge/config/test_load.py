@@ -354,6 +354,18 @@ def test_the_server_and_the_edge_leave_each_other_alone(tmp_path):
             "hcm.connection.0.port.1.name",
             ":7 too",
         ),
+        (
+            HCM + "profile='azbridge'\n[[hcm.connection.port]]\nname=[1]\nendpoint='a:1'",
+            7,
+            "hcm.connection.0.port.0.name",
+            "expected a text in quotes",
+        ),
+        (
+            HCM + f"profile='azbridge'\n[[hcm.connection.port]]\nname='{'x' * 256}'\nendpoint='a:1'",
+            7,
+            "hcm.connection.0.port.0.name",
+            "longer than 255 bytes",
+        ),
         (HCM + "[hcm.connection.dial]\ntimeout = '30s'", 6, "hcm.connection.0.dial.timeout", "between"),
         (HCM + "[hcm.connection.dial]\nsource = 'host'", 6, "hcm.connection.0.dial.source", "expected an address"),
         (HCM + "[hcm.connection.health]\nprobe = 'x'", 6, "hcm.connection.0.health.probe", "expected none, tcp"),
@@ -413,6 +425,10 @@ def test_a_mistake_is_told_once(tmp_path):
     path = tmp_path / "relaycore.toml"
     path.write_text('[relay.main]\nendpoint = "x y"\n[[hcm.connection]]\nname = "a"\nrelay = "main"\n')
     assert [error.key for error in check([path], {})[1]] == ["relay.main.endpoint"]
+    path.write_text(f"{HCM}profile = 'rwa'\n[[hcm.connection.port]]\nname = 1\nendpoint = 'a:1'\n")
+    assert [error.key for error in check([path], {})[1]] == ["hcm.connection.0.profile", "hcm.connection.0.port.0.name"]
+    path.write_text(f"{HCM}profile = 'azbridge'\n[[hcm.connection.port]]\nname = 'x'\nendpoint = 'a'\n")
+    assert [error.key for error in check([path], {})[1]] == ["hcm.connection.0.port.0.endpoint"]
 
 
 # -- secrets ----------------------------------------------------------------------------------------------------------
@@ -600,3 +616,19 @@ def test_the_process_s_own_environment_will_do(monkeypatch, tmp_path):
     monkeypatch.setenv("RELAYCORE_CONFIG", str(tmp_path / "x.toml"))
     with pytest.raises(ConfigError, match="cannot be read"):
         load(None, os.environ)
+
+
+def test_without_any_home_the_files_must_be_named(monkeypatch):
+    monkeypatch.setattr("relaycore.edge.config.places._is_root", lambda: False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    with pytest.raises(ConfigError, match="name the files with --config"):
+        load(None, {})
+
+
+def test_a_proxy_s_user_is_no_secret(given, tmp_path):
+    loaded = given(f'{HCM}proxy = "http://me@proxy:3128"\n')
+    (tmp_path / "relaycore.toml").chmod(0o644)
+    assert load([tmp_path / "relaycore.toml"], {}).settings == loaded.settings
+    assert 'proxy = "http://me@proxy:3128"' in show(loaded)
+    hidden = show(given(f'{HCM}proxy = "http://me:{KEY}@proxy:3128"\n'))
+    assert 'proxy = "http://me:(hidden)@proxy:3128"' in hidden

@@ -227,3 +227,21 @@ def test_what_is_written_reads_back_as_the_same(in_memory, tmp_path, entry):
     path.unlink(missing_ok=True)
     write_connection(path, entry)
     assert read(path) == [entry]
+
+
+def test_a_file_that_cannot_go_or_be_read_is_named(tmp_path, monkeypatch):
+    path = tmp_path / "x.toml"
+    write_connection(path, CONNECTION)
+
+    def fail(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", fail)
+        with pytest.raises(ConfigError, match="cannot be removed: Permission denied"):
+            remove_connection(path, CONNECTION)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", fail)
+        with pytest.raises(ConfigError, match="cannot be read: Permission denied"):
+            write_connection(path, CONNECTION)
+    assert read(path) == [CONNECTION]
