@@ -108,9 +108,13 @@ port = {port}
         )
         return file
 
+    def ours(self, *words: str | Path, port: int = 8080) -> list[str | Path]:
+        """``relaycore run`` with options and a program, for whoever calls it."""
+        return [sys.executable, "-m", "relaycore", "run", "--config", self.config(port=port), *words]
+
     def command(self, *words: str | Path, port: int = 8080) -> list[str]:
-        """``relaycore run`` with options and a program."""
-        return unprivileged(sys.executable, "-m", "relaycore", "run", "--config", self.config(port=port), *words)
+        """The same for a user without privileges."""
+        return unprivileged(*self.ours(*words, port=port))
 
     @property
     def environ(self) -> dict[str, str]:

@@ -12,7 +12,7 @@ import sys
 import pytest
 import trio
 from run_world import ANSWER, NAME, RunWorld, open_run_world
-from unprivileged import uid
+from unprivileged import uid, unprivileged
 
 needs_namespaces = pytest.mark.usefixtures("namespaces")
 
@@ -123,11 +123,10 @@ async def test_what_cannot_be_done_is_said(words, code, said):
 async def test_where_namespaces_are_missing_it_says_what_to_do():
     """The system bounds the number of user namespaces below each one, so the bound of an outer one can be used up."""
     async with open_run_world() as world:
-        command = world.command("--mode", "hosts", "true")
-        place = command.index(sys.executable, 1)
         inner = 'exec unshare -U --map-user=1000 --map-group=1000 "$@"'
         script = f"echo 1 >/proc/sys/user/max_user_namespaces && {inner}"
-        start = [*command[:place], "unshare", "-Ur", "sh", "-c", script, "sh", *command[place:]]
+        ours = world.ours("--mode", "hosts", "true")
+        start = unprivileged("unshare", "-Ur", "sh", "-c", script, "sh", *ours)
         ran = await trio.run_process(
             start, capture_stdout=True, capture_stderr=True, check=False, cwd=world.directory, env=world.environ
         )
