@@ -38,7 +38,8 @@ def given(tmp_path):
 
     def read(text: str, environ: dict[str, str] | None = None, overrides: tuple[str, ...] = ()) -> Loaded:
         path = tmp_path / "relaycore.toml"
-        path.touch(mode=0o600)
+        path.touch()
+        path.chmod(0o600)
         path.write_text(text)
         return load([path], environ or {}, overrides)
 
@@ -627,7 +628,7 @@ def test_without_any_home_the_files_must_be_named(monkeypatch):
 
 def test_a_proxy_s_user_is_no_secret(given, tmp_path):
     loaded = given(f'{HCM}proxy = "http://me@proxy:3128"\n')
-    (tmp_path / "relaycore.toml").chmod(0o644)
+    (tmp_path / "relaycore.toml").chmod(0o644)  # which everybody may read
     assert load([tmp_path / "relaycore.toml"], {}).settings == loaded.settings
     assert 'proxy = "http://me@proxy:3128"' in show(loaded)
     hidden = show(given(f'{HCM}proxy = "http://me:{KEY}@proxy:3128"\n'))
