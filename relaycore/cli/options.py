@@ -7,6 +7,7 @@ refuses it without repeating it.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import functools
 import math
@@ -36,6 +37,7 @@ __all__ = [
     "listener_options",
     "load_settings",
     "need_connection_string",
+    "raise_file_limit",
     "read_secret",
     "run",
     "store_options",
@@ -257,6 +259,16 @@ def listener_options(function: Callable[..., R]) -> Callable[..., R]:
         is_flag=True,
         help="Wait for a relay that is not there, or does not know PATH, at the start too.",
     )(function)
+
+
+def raise_file_limit() -> None:
+    """Use as many descriptors as we are allowed: the soft limit of 1024 is there for programs that call select()."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(OSError, ValueError):  # the kernel's own bound may be lower; the soft limit has to do
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def run(main: Callable[P, Awaitable[R]], *args: P.args, **kwargs: P.kwargs) -> R:

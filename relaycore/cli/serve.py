@@ -10,7 +10,6 @@ import ipaddress
 import json
 import logging
 import os
-import resource
 import shlex
 import signal
 import sys
@@ -31,7 +30,7 @@ from ..wire.connection_string import format_connection_string
 from .app import called_as
 from .definitions import address_of, open_store, store_path
 from .exits import ExitCode
-from .options import config_file_option, load_settings, run
+from .options import config_file_option, load_settings, raise_file_limit, run
 
 __all__ = ["command"]
 
@@ -99,7 +98,7 @@ def command(
     }
     config = load_settings(config_file, overrides)
     announcement = _Announcement(as_json, show_connection_string or config_file is None)
-    _raise_file_limit()
+    raise_file_limit()
     writer = configure_logging(config.log)
     try:
         code = run(_main, config, announcement)
@@ -154,14 +153,6 @@ def _warn_of_plain_text(server: Server, config: Config) -> None:
         " TLS in front and name it with --public-url wss://...",
         ", ".join(hosts),
     )
-
-
-def _raise_file_limit() -> None:
-    """Use as many descriptors as we are allowed: the soft limit of 1024 is there for programs that call select()."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        with suppress(OSError, ValueError):  # the kernel's own bound may be lower; then the soft limit has to do
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _announce(server: Server, config: Config, announcement: _Announcement) -> None:

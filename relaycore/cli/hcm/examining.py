@@ -1,0 +1,304 @@
+"""``relaycore hcm test`` and ``doctor``: what works, and what is to blame where something does not."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import aclosing
+from pathlib import Path
+from typing import Final, Literal
+
+import click
+import msgspec
+
+from ...edge.access import RelayAccess
+from ...edge.config.load import Loaded, parse_target, show
+from ...edge.config.settings import HcmConnection, HcmSettings, RelaySettings
+from ...edge.control.client import ControlClient
+from ...edge.control.protocol import NotRunning
+from ...edge.diagnose.steps import Finding, examine_endpoint, examine_relay
+from ...edge.hcm.plan import UnknownConnection
+from ...edge.hcm.status import ManagerStatus, TargetCheck
+from ...edge.target.policy import Policy
+from ...errors import ConfigError, RelayError
+from ...trace import redact
+from ..exits import ExitCode
+from ..options import run
+from ..version import versions
+from .asking import Meant, call_as, fetch_status, meant_options
+from .findings import exit_code_of, finding_lines, findings_of_checks, needs_metadata
+from .where import START_COMMAND, Where, where_options
+from .words import clean, span
+
+__all__ = ["doctor_command", "examine_here", "test_command"]
+
+_FEW_DESCRIPTORS: Final = 4_096
+"""A connection takes two, a probe one; below this, a busy manager may run out."""
+
+
+async def examine_here(
+    connection: HcmConnection, note: Callable[[Finding], None], policy: Policy | None = None
+) -> None:
+    """Tell what this process finds on a connection's way; it cannot say whether somebody else listens."""
+    try:
+        access = RelayAccess.of(connection)
+    except ConfigError as error:
+        note(Finding("fail", "settings", str(error), exit_code=ExitCode.CONFIG))
+        return
+    await _tell(examine_relay(access, role="listen", needs_endpoint=needs_metadata(connection)), note)
+    targets = connection.targets if isinstance(connection.targets, tuple) else ()
+    targets += tuple(target for port in connection.ports if not port.is_udp for target in port.targets)
+    await _tell(examine_endpoint(targets, connection.dial, policy), note)
+
+
+async def _tell(findings: AsyncGenerator[Finding, None], note: Callable[[Finding], None]) -> None:
+    async with aclosing(findings):
+        async for finding in findings:
+            note(finding)
+
+
+class _Printer:
+    """Prints findings as they come, and keeps them for the exit code and a bundle."""
+
+    def __init__(self) -> None:
+        self.findings: list[Finding] = []
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+        click.echo(line)
+
+    def note(self, finding: Finding) -> None:
+        self.findings.append(finding)
+        for line in finding_lines(finding):
+            self.say(line)
+
+    @property
+    def exit_code(self) -> int:
+        return exit_code_of(self.findings)
+
+
+# test ----------------------------------------------------------------------------------------------------------------
+
+
+@click.command("test")
+@where_options
+@meant_options()
+def test_command(meant: Meant, where: Where) -> int:
+    """Dial the endpoint of the connection NAME, from where the daemon runs.
+
+    NAME may also be HOST:PORT, which is dialled from here, or the host name of a relay, which is asked whether it is
+    one. Exit code 7: the endpoint does not answer; 5: the relay does not.
+    """
+    printer = _Printer()
+
+    async def act() -> None:
+        name = meant.name
+        if name is not None and ":" in name:
+            await _tell(examine_endpoint([parse_target(name)]), printer.note)
+            return
+        try:
+            await _test_connection(meant, where, printer)
+        except UnknownConnection:
+            if name is None or "." not in name:
+                raise
+            await _test_relay(name, printer)
+
+    run(act)
+    return printer.exit_code
+
+
+async def _test_connection(meant: Meant, where: Where, printer: _Printer) -> None:
+    client = where.client()
+    try:
+        name = meant.find(await fetch_status(client)).name
+    except NotRunning:
+        loaded = where.book().load()
+        connection = _find(meant, loaded.settings.hcm)
+        await examine_here(connection, printer.note, _policy(loaded.settings.hcm))
+        return
+    for finding in findings_of_checks(await call_as(list[TargetCheck], client, "test", name=name), name, level="fail"):
+        printer.note(finding)
+
+
+async def _test_relay(host: str, printer: _Printer) -> None:
+    """As far as one gets without a hybrid connection and a key."""
+    connection = HcmConnection(name=host, relay=RelaySettings("", f"sb://{host}/"), path="-")
+    async with aclosing(examine_relay(RelayAccess.of(connection), role="listen")) as findings:
+        async for finding in findings:
+            if finding.step in ("token", "entity", "settings"):
+                break
+            printer.note(finding)
+
+
+def _find(meant: Meant, settings: HcmSettings) -> HcmConnection:
+    found = [one for one in settings.connections if meant.matches_settings(one)]
+    if len(found) != 1:
+        raise UnknownConnection(meant.name or meant.path or "", [one.name for one in settings.connections])
+    return found[0]
+
+
+def _policy(settings: HcmSettings) -> Policy:
+    return Policy(settings.policy)
+
+
+# doctor --------------------------------------------------------------------------------------------------------------
+
+
+@click.command("doctor")
+@where_options
+@meant_options(is_required=False)
+@click.option(
+    "--bundle",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write all of it, with status, settings, events and log, without secrets, to be sent to somebody.",
+)
+def doctor_command(meant: Meant, where: Where, bundle: Path | None) -> int:
+    """Look at everything from the settings to the endpoints: of all connections, or of NAME.
+
+    Each finding has a line of cause and a line of remedy. The exit code is that of the first failure.
+    """
+    doctor = _Doctor(meant, where)
+    run(doctor.run)
+    if bundle is not None:
+        _write_private(bundle, run(doctor.bundle))
+        click.echo(f"written: {bundle}")
+    return doctor.printer.exit_code
+
+
+class _Doctor:
+    """One examination."""
+
+    def __init__(self, meant: Meant, where: Where) -> None:
+        self.printer = _Printer()
+        self._meant = meant
+        self._where = where
+        self._client: ControlClient = where.client()
+        self._loaded: Loaded | None = None
+        self._status: ManagerStatus | None = None
+
+    async def run(self) -> None:
+        self._look_at_settings()
+        self._look_at_limits()
+        await self._look_at_daemon()
+        for name in self._names():
+            self.printer.say(f"{clean(name)}:")
+            await self._look_at(name)
+
+    def _note(
+        self, level: Literal["ok", "warn", "fail"], step: str, text: str, remedy: str = "", exit_code: int = 0
+    ) -> None:
+        self.printer.note(Finding(level, step, text, remedy, exit_code=exit_code))
+
+    def _look_at_settings(self) -> None:
+        try:
+            self._loaded = loaded = self._where.book().load()
+        except ConfigError as error:
+            self._note("fail", "settings", str(error), "Correct it; then: relaycore hcm config check", ExitCode.CONFIG)
+            return
+        count = len(loaded.settings.hcm.connections)
+        files = ", ".join(map(str, loaded.files)) or "no file"
+        self._note("ok", "settings", f"settings are good: {count} connections, from {files}")
+        for warning in loaded.warnings:
+            self._note("warn", "settings", warning)
+        for connection in loaded.settings.hcm.connections:
+            for secret in (connection.key, connection.token):
+                if secret is None or secret.kind in ("credential", "env"):
+                    continue  # they are in the daemon's surroundings, not in ours
+                try:
+                    secret.read()
+                except ConfigError as error:
+                    self._note("fail", "key", f"{connection.name}: {error}", "See the file's owner and mode.", 3)
+        self._look_at_ways(loaded.settings.hcm.connections)
+
+    def _look_at_ways(self, connections: Iterable[HcmConnection]) -> None:
+        ways = sorted({_way(connection) for connection in connections})
+        if ways:
+            self._note("ok", "firewall", f"outgoing TCP that has to be allowed: {', '.join(ways)}; nothing incoming")
+
+    def _look_at_limits(self) -> None:
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        if hard != resource.RLIM_INFINITY and hard < _FEW_DESCRIPTORS:
+            self._note(
+                "warn",
+                "descriptors",
+                f"at most {hard} descriptors are allowed to a process; a connection takes two",
+                "Raise it: ulimit -Hn, LimitNOFILE= of a service, or --ulimit nofile of a container.",
+            )
+        else:
+            self._note("ok", "descriptors", f"{hard} descriptors are allowed to a process")
+
+    async def _look_at_daemon(self) -> None:
+        try:
+            self._status = await fetch_status(self._client)
+        except NotRunning as error:
+            self._note("warn", "daemon", str(error), f"Start it: {START_COMMAND}")
+        except RelayError as error:
+            self._note("warn", "daemon", str(error))
+        else:
+            age = span(time.time() - self._status.since_unix)
+            self._note("ok", "daemon", f"a daemon answers at {self._client.path}, up {age}")
+
+    def _names(self) -> list[str]:
+        if self._status is not None:
+            there = [self._meant.find(self._status)] if self._meant.is_given else self._status.connections
+            return [one.name for one in there]
+        if self._loaded is None:
+            return []
+        settings = self._loaded.settings.hcm
+        found = [_find(self._meant, settings)] if self._meant.is_given else settings.connections
+        return [one.name for one in found]
+
+    async def _look_at(self, name: str) -> None:
+        if self._status is None:
+            assert self._loaded is not None
+            connection = _find(Meant(name), self._loaded.settings.hcm)
+            await examine_here(connection, self.printer.note, _policy(self._loaded.settings.hcm))
+            return
+        async with self._client.stream("examine", name=name) as events:
+            async for found in events:
+                self.printer.note(msgspec.convert(found, Finding))
+        one = next(one for one in self._status.connections if one.name == name)
+        if one.last_error:
+            when = "" if one.last_error_unix is None else f" ({span(time.time() - one.last_error_unix)} ago)"
+            self._note("warn" if not one.is_serving else "ok", "last error", f"last error{when}: {one.last_error}")
+
+    async def bundle(self) -> str:
+        """All that is known, without secrets."""
+        parts = [("versions", "\n".join(f"{name} {value}" for name, value in versions().items()))]
+        parts.append(("findings", "\n".join(self.printer.lines)))
+        if self._loaded is not None:
+            parts.append(("settings", show(self._loaded, effective=False, origin=True)))
+        if self._status is not None:
+            parts.append(("status", msgspec.json.format(msgspec.json.encode(self._status)).decode()))
+            for name in ("events", "logs"):
+                lines: list[str] = []
+                async with self._client.stream(name) as found:
+                    async for line in found:
+                        lines.append(line if isinstance(line, str) else msgspec.json.encode(line).decode())
+                parts.append((name, "\n".join(lines)))
+        return redact("\n\n".join(f"===== {title}\n{text.rstrip()}" for title, text in parts) + "\n")
+
+
+def _way(connection: HcmConnection) -> str:
+    """What a firewall has to let through for a connection."""
+    access = RelayAccess.of(connection)
+    return str(access.proxy) if access.proxy is not None else _host_and_port(access)
+
+
+def _host_and_port(access: RelayAccess) -> str:
+    parsed = access.connection_string
+    url = parsed.base_url.partition("://")[2].strip("/")
+    return url if ":" in url else f"{url}:{443 if parsed.base_url.startswith('wss') else 80}"
+
+
+def _write_private(path: Path, text: str) -> None:
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(fd, "w") as file:
+            file.write(text)
+    except OSError as error:
+        raise ConfigError(f"cannot be written: {error.strerror}", source=str(path)) from error

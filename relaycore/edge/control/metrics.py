@@ -1,0 +1,193 @@
+"""The numbers of a manager or a forwarder as text for Prometheus.
+
+Names and labels are those of the connection manager's description (8.10). A number that nobody here can know is left
+out instead of being zero. What is counted in a status starts anew with the program, as counters may.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Final
+
+from ...errors import ConfigError
+from ..hcm.status import ConnectionStatus, ManagerStatus, RelayLeg
+
+if TYPE_CHECKING:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+    from ..connect.status import ForwarderStatus
+
+__all__ = ["CONTENT_TYPE", "Tallies", "forwarder_families", "manager_families", "render"]
+
+PREFIX: Final = "relaycore_edge_"
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+"""The text form of Prometheus, which every scraper takes."""
+
+
+class Tallies:
+    """What no status counts, because it belongs to the program around it."""
+
+    def __init__(self) -> None:
+        self.reloads = {"ok": 0, "failed": 0}
+        self.reconnects: dict[str, int] = {}
+        """By connection: how often it lost the relay."""
+
+
+def render(families: Iterable[Metric]) -> str:
+    """Return the text of all `families`.
+
+    Raises:
+      ConfigError: the library for it is not installed.
+    """
+    try:
+        from prometheus_client import CollectorRegistry, generate_latest
+    except ImportError as error:
+        raise ConfigError(
+            "metrics need the package prometheus-client; install relaycore[edge]", key="metrics.listen"
+        ) from error
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Once(list(families)))
+    return generate_latest(registry).decode()
+
+
+class _Once:
+    """A collector of what has been collected."""
+
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> list[Metric]:
+        return self._families
+
+
+def manager_families(
+    status: ManagerStatus, tallies: Tallies, *, now_unix: Callable[[], float] = time.time
+) -> Iterator[Metric]:
+    """Yield the numbers of a manager."""
+    all_of_them = status.connections
+    yield _gauge(
+        "relay_up",
+        "Whether a control channel of this process is up.",
+        all_of_them,
+        lambda one: float(one.relay_leg == RelayLeg.CONNECTED),
+    )
+    yield _gauge(
+        "listeners", "Control channels of this process that are up.", all_of_them, lambda one: one.listeners_here
+    )
+    yield _gauge(
+        "listeners_registered",
+        "Listeners of the hybrid connection, those of others included.",
+        all_of_them,
+        lambda one: one.listeners_total,
+    )
+    yield _by_target(all_of_them)
+    yield _gauge(
+        "endpoint_probe_seconds",
+        "How long the last probe that succeeded took.",
+        all_of_them,
+        lambda one: None if one.latency_ms is None else one.latency_ms / 1000,
+    )
+    yield _gauge("connections_open", "Connections that are joined.", all_of_them, lambda one: one.open)
+    yield _gauge("queue_length", "Senders that wait for a place.", all_of_them, lambda one: one.queued)
+    yield _totals(all_of_them)
+    yield _bytes((one.name, one.bytes_in, one.bytes_out) for one in all_of_them)
+    rejected = _counter("rejected", "Senders that were refused.", ["name", "reason"])
+    for one in all_of_them:
+        for reason, count in sorted(one.rejected.items()):
+            rejected.add_metric([one.name, reason], count)
+    yield rejected
+    reconnects = _counter("reconnects", "How often the relay was lost.", ["name"])
+    for name, count in sorted(tallies.reconnects.items()):
+        reconnects.add_metric([name], count)
+    yield reconnects
+    yield from _of_the_program(tallies, now_unix() - status.since_unix)
+
+
+def forwarder_families(
+    status: ForwarderStatus, tallies: Tallies, *, now_unix: Callable[[], float] = time.time
+) -> Iterator[Metric]:
+    """Yield the numbers of a forwarder."""
+    opened = _gauge_family("connections_open", "Connections that are joined.", ["name"])
+    waiting = _gauge_family("connections_dialling", "Connections that wait for the relay.", ["name"])
+    total = _counter("connections", "Connections of local programs.", ["name", "result"])
+    retries = _counter("retries", "Attempts after the first.", ["name"])
+    handshake = _gauge_family("rendezvous_seconds", "How long the last attempt that succeeded took.", ["name"])
+    listening = _gauge_family("forward_up", "Whether local programs find every address of it.", ["name"])
+    for one in status.forwards:
+        opened.add_metric([one.name], one.open)
+        waiting.add_metric([one.name], one.dialling)
+        joined = one.accepted - one.refused - one.left - one.dialling
+        for result, count in (("joined", joined), ("refused", one.refused), ("lost", one.lost), ("left", one.left)):
+            total.add_metric([one.name, result], max(0, count))
+        retries.add_metric([one.name], one.retries)
+        if one.handshake_s is not None:
+            handshake.add_metric([one.name], one.handshake_s)
+        listening.add_metric([one.name], float(one.state == "Listening"))
+    yield from (listening, opened, waiting, total, retries, handshake)
+    yield _bytes((one.name, one.bytes_in, one.bytes_out) for one in status.forwards)
+    yield from _of_the_program(tallies, now_unix() - status.since_unix)
+
+
+def _of_the_program(tallies: Tallies, uptime_s: float) -> Iterator[Metric]:
+    reloads = _counter("config_reload", "Reloads of the settings.", ["result"])
+    for result, count in tallies.reloads.items():
+        reloads.add_metric([result], count)
+    yield reloads
+    uptime = _gauge_family("uptime_seconds", "Age of the program.", [])
+    uptime.add_metric([], max(0.0, uptime_s))
+    yield uptime
+
+
+def _gauge(
+    name: str, text: str, connections: Iterable[ConnectionStatus], value: Callable[[ConnectionStatus], float | None]
+) -> GaugeMetricFamily:
+    family = _gauge_family(name, text, ["name"])
+    for one in connections:
+        found = value(one)
+        if found is not None:
+            family.add_metric([one.name], found)
+    return family
+
+
+def _by_target(connections: Iterable[ConnectionStatus]) -> GaugeMetricFamily:
+    family = _gauge_family("endpoint_up", "Whether the endpoint answers its probes.", ["name", "target"])
+    for one in connections:
+        if one.endpoint_leg != "Unknown":
+            family.add_metric([one.name, one.endpoint], float(one.endpoint_leg != "Down"))
+    return family
+
+
+def _totals(connections: Iterable[ConnectionStatus]) -> CounterMetricFamily:
+    family = _counter("connections", "Senders that came.", ["name", "result"])
+    for one in connections:
+        results = (
+            ("closed", max(0, one.accepted - one.open - one.lost)),
+            ("lost", one.lost),
+            ("rejected", sum(one.rejected.values())),
+        )
+        for result, count in results:
+            family.add_metric([one.name, result], count)
+    return family
+
+
+def _bytes(rows: Iterable[tuple[str, int, int]]) -> CounterMetricFamily:
+    family = _counter("bytes", "Bytes to the endpoint (in) and from it (out).", ["name", "dir"])
+    for name, inwards, outwards in rows:
+        family.add_metric([name, "in"], inwards)
+        family.add_metric([name, "out"], outwards)
+    return family
+
+
+def _gauge_family(name: str, text: str, labels: list[str]) -> GaugeMetricFamily:
+    from prometheus_client.core import GaugeMetricFamily
+
+    return GaugeMetricFamily(PREFIX + name, text, labels=labels)
+
+
+def _counter(name: str, text: str, labels: list[str]) -> CounterMetricFamily:
+    """A family whose lines end in ``_total``."""
+    from prometheus_client.core import CounterMetricFamily
+
+    return CounterMetricFamily(PREFIX + name, text, labels=labels)
