@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from http import HTTPStatus
 
 import trio
 
@@ -134,6 +135,7 @@ class _Sender:
         allowed, disallowed = parse_listener_filter(self._head.headers)
         asked: set[ListenerEntry] = set()
         busy: list[ListenerEntry] = []
+        refused: Refused | None = None
         while True:
             try:
                 entry = gateway.registry.choose(
@@ -146,12 +148,12 @@ class _Sender:
                 )
             except NoListener as none:
                 if not busy:
-                    return none
+                    return refused or none
                 # Nobody better is there: a crowd that comes at once fills the queue of a listener that reads well.
                 entry = busy.pop(gateway.rng.randrange(len(busy)))
                 assert isinstance(entry.handle, ControlChannel)
                 if not await self._wait_for(entry.handle.wait_room):
-                    return None
+                    return refused
                 asked.discard(entry)
                 continue
             asked.add(entry)
@@ -162,9 +164,12 @@ class _Sender:
                 case HandOver():
                     return outcome
                 case Refusal(status, description):
-                    return Rejected(description, http_status=status)
+                    refused = Rejected(description, http_status=status)
+                    # connection manager 4.3.7: what one has no room or no endpoint for, another one may take.
+                    if status != HTTPStatus.SERVICE_UNAVAILABLE:
+                        return refused
                 case Refused() | None:
-                    return outcome
+                    return outcome or refused
                 case Lost.BUSY:
                     busy.append(entry)
                 case Lost.CHANNEL:

@@ -241,6 +241,63 @@ async def test_another_listener_when_a_channel_dies(relay) -> None:
     assert outcome[1].status == 101
 
 
+async def reject_next(relay, controls, status: int, text: str):
+    """Let whichever listener is asked next say no. Returns: its control channel."""
+    taken: list = []
+
+    async def read(control) -> None:
+        taken.append((control, (await control.read_json())["accept"]))
+        nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for control in controls:
+            nursery.start_soon(read, control)
+    [(control, message)] = taken
+    peer = await relay.connect()
+    target = split_address(message["address"])[1]
+    answer = await peer.upgrade(f"{target}&sb-hc-statusCode={status}&sb-hc-statusDescription={text}")
+    assert answer.status == 410
+    return control
+
+
+async def test_another_listener_when_one_is_unavailable(relay) -> None:
+    """spec 7.3: a 503 is one listener's; the others are asked before the sender hears anything."""
+    controls = [await relay.listen() for _ in range(3)]
+    outcome: list = []
+
+    async def send() -> None:
+        outcome.extend(await relay.call("/$hc/orders", {"ServiceBusAuthorization": relay.token()}))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send)
+        for number in range(2):
+            controls.remove(await reject_next(relay, controls, 503, f"down+{number}"))
+        await relay.accept(controls[0])
+    assert outcome[1].status == 101
+
+
+async def test_the_last_listeners_words_count_when_all_are_unavailable(relay) -> None:
+    """spec 7.3: each is asked once; and any other no is final."""
+    for statuses in ((503, 503), (503, 434), (434,)):
+        controls = [await relay.listen() for _ in range(2)]
+        outcome: list = []
+
+        async def send(outcome: list = outcome) -> None:
+            outcome.extend(await relay.call("/$hc/orders", {"ServiceBusAuthorization": relay.token()}))
+
+        left = list(controls)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send)
+            for number, status in enumerate(statuses):
+                left.remove(await reject_next(relay, left, status, f"no+{number}"))
+        assert (outcome[1].status, outcome[1].reason) == (statuses[-1], f"no {len(statuses) - 1}")
+        for control in controls:
+            await control.aclose()
+        with trio.fail_after(5):
+            while relay.server.statistics().listeners:
+                await trio.sleep(0.01)
+
+
 async def test_established_streams_outlive_their_control_channel(relay) -> None:
     """spec 6.5: a lost channel does not touch what was joined over it."""
     control, sender, listener = await relay.join()
