@@ -213,10 +213,6 @@ class Agent:
         """Wait until the first attempt to register has had its outcome. A checkpoint."""
         await self._wait_until(lambda: self.relay_leg in _SETTLED or self._has_failed or self._is_stopping)
 
-    async def wait_ended(self) -> None:
-        """Wait until `run` has ended. A checkpoint."""
-        await self._has_ended.wait()
-
     async def _wait_until(self, condition: Callable[[], bool]) -> None:
         await trio.lowlevel.checkpoint()
         while not condition() and not self._has_ended.is_set():
@@ -260,7 +256,7 @@ class Agent:
             self._must_restart = False
             if self._may_listen:
                 await self._register()
-            elif self._is_draining and not self._is_paused:
+            elif self._is_draining:
                 await self._drain_or_resume()
             else:
                 await changed.wait()

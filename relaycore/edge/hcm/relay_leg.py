@@ -131,7 +131,7 @@ class Registration:
     @property
     def attempts(self) -> int:
         """Failed attempts of the channel that had the most."""
-        return max(channel.attempts for channel in self._channels)
+        return max((channel.attempts for channel in self._channels), default=0)
 
     @property
     def next_try_unix(self) -> float | None:

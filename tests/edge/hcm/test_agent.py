@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import trio
-from managed import World, ask, closed_port, open_world, reset, silent_port, status, until
+from managed import QUICK_PROBE, World, ask, closed_port, echo, open_world, reset, silent_port, status, until
 from peers import WirePeer, http_request
 
 from relaycore import Rejected, ServerBusy, StreamLost
-from relaycore.edge.config.settings import DialSettings, LimitSettings, PolicySettings, Target
+from relaycore.edge.config.settings import DialSettings, EndpointOrder, LimitSettings, PolicySettings, Target
 from relaycore.errors import AuthorizationFailed, GatewayTimeout, Refused
 from relaycore.net.engine import shared_engine
 
@@ -398,3 +399,57 @@ async def test_a_bug_of_ours_costs_no_other_entry(world: World, monkeypatch: pyt
         await until(lambda: status(manager, "other").status == "Connected")
         async with world.dial("other") as second:
             assert await ask(second) == b"ping"
+
+
+async def test_senders_get_the_other_manager_when_one_refuses(world: World):
+    """4.3.7, complaint 10: a 503 of one listener makes the relay ask another, before the sender hears anything."""
+    endpoint = await world.endpoint()
+    dead = world.connection(Target("127.0.0.1", closed_port()), health=QUICK_PROBE)
+    async with world.serving(dead) as first, world.serving(world.connection(endpoint.target)):
+        await until(lambda: status(first).endpoint_leg == "Down")
+        for _ in range(10):
+            async with world.dial() as sender:
+                assert await ask(sender) == b"ping"
+        assert status(first).relay_leg == "Connected"
+        assert status(first).rejected["endpoint-down"] > 0
+
+
+# Other endpoints -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_unix_socket(world: World, tmp_path: Path):
+    sock = trio.socket.socket(trio.socket.AF_UNIX)
+    await sock.bind(str(tmp_path / "s"))
+    sock.listen(8)
+    listener = trio.SocketListener(sock)
+    world.nursery.start_soon(trio.serve_listeners, echo, [listener])
+    async with world.serving(world.connection(Target(path=str(tmp_path / "s")))) as manager, world.dial() as sender:
+        assert await ask(sender) == b"ping"
+        assert status(manager).endpoint == f"unix:{tmp_path / 's'}"
+
+
+async def test_the_endpoint_learns_who_calls(world: World):
+    """8.4 proxy_protocol: the sender's address, as the relay saw it, comes first."""
+    heads: list[bytes] = []
+
+    async def read(stream: trio.SocketStream) -> None:
+        heads.append(bytes(await stream.receive_some()))
+        await echo(stream)
+
+    endpoint = await world.endpoint(read)
+    entry = world.connection(endpoint.target, dial=DialSettings(proxy_protocol=1))
+    async with world.serving(entry) as manager, world.dial() as sender:
+        await until(lambda: heads)
+        [session] = manager.sessions()
+        host, _, port = session.sender.rpartition(":")
+        assert heads == [f"PROXY TCP4 {host} 127.0.0.1 {port} {endpoint.port}\r\n".encode()]
+        assert await ask(sender) == b"ping"
+
+
+@pytest.mark.parametrize("order", [EndpointOrder.ROUND_ROBIN, EndpointOrder.LEAST_OPEN])
+async def test_targets_share(world: World, order: EndpointOrder):
+    endpoints = [await world.endpoint() for _ in range(2)]
+    entry = world.connection(*(found.target for found in endpoints), dial=DialSettings(order=order))
+    async with world.serving(entry), world.dial() as one, world.dial() as two:
+        assert await ask(one) == await ask(two) == b"ping"
+        assert [found.open for found in endpoints] == [1, 1]

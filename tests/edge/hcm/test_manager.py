@@ -125,6 +125,18 @@ async def test_a_drain_cuts_what_does_not_end(world: World):
             await sender.receive_some()
 
 
+async def test_what_is_paused_can_be_drained(world: World):
+    endpoint = await world.endpoint()
+    limits = LimitSettings(drain_timeout_s=0.1)
+    async with world.serving(world.connection(endpoint.target, limits=limits)) as manager, world.dial() as sender:
+        assert await ask(sender) == b"ping"
+        manager.pause("orders")
+        await until(lambda: not status(manager).listeners_here)
+        assert status(manager).open == 1
+        await manager.drain("orders")
+        assert (status(manager).status, status(manager).open) == ("Paused", 0)
+
+
 async def test_resume_calls_a_drain_off(world: World):
     endpoint = await world.endpoint()
     async with world.serving(world.connection(endpoint.target)) as manager, world.dial() as sender:
