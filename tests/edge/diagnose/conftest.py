@@ -8,17 +8,10 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-import trio
 
 sys.path.insert(0, str(Path(__file__).parent))  # for examined.py
 
 from examined import Place, open_place
-
-
-@pytest.fixture(autouse=True)
-async def time_limit() -> AsyncIterator[None]:
-    with trio.fail_after(60):
-        yield
 
 
 @pytest.fixture

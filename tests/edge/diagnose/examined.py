@@ -8,6 +8,7 @@ from contextlib import aclosing, asynccontextmanager
 from datetime import datetime
 from pathlib import Path
 
+import trio
 import trustme
 
 from relaycore.config import TlsConfig
@@ -64,9 +65,22 @@ class Place:
 async def open_place(
     *, now_unix: Callable[[], float] = time.time, tls: TlsConfig | None = None, **entity
 ) -> AsyncIterator[Place]:
-    async with open_relay(now_unix=now_unix, tls=tls) as relay:
-        await relay.create_entity("orders", **{"user_metadata": ENDPOINT, **entity})
-        yield Place(relay)
+    with trio.fail_after(60):
+        async with open_relay(now_unix=now_unix, tls=tls) as relay:
+            await relay.create_entity("orders", **{"user_metadata": ENDPOINT, **entity})
+            yield Place(relay)
+
+
+async def emitted(examine, *arguments, **options) -> list[Finding]:
+    """What an examination tells that has somewhere to tell it."""
+    found: list[Finding] = []
+
+    async def emit(finding: Finding) -> None:
+        await trio.lowlevel.checkpoint()
+        found.append(finding)
+
+    await examine(*arguments, emit, **options)
+    return found
 
 
 async def collect(findings) -> list[Finding]:
