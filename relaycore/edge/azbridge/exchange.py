@@ -9,13 +9,18 @@ from typing import Final
 import trio
 
 from ...client.connection import Connection
+from ...net.errors import StreamLost
 from ...net.tasks import alone
-from .datagrams import DATAGRAM_IDLE_TIMEOUT, DatagramReader, encode_datagram
+from .datagrams import DATAGRAM_IDLE_TIMEOUT, MAX_DATAGRAM_BYTES, DatagramReader, encode_datagram
 
 __all__ = ["RECEIVE_BYTES", "DatagramCounts", "exchange_datagrams"]
 
 RECEIVE_BYTES: Final = 65_536
 """Room for any datagram; `recv` would cut a longer one without a word."""
+
+
+_READER_TELLS_S: Final = 2.0
+"""Seconds that reading has to find out by itself why sending failed."""
 
 
 @dataclass(slots=True)
@@ -50,17 +55,27 @@ async def exchange_datagrams(
       RemoteProtocolError: a length that no datagram has, or an end inside one.
     """
 
+    failures: list[trio.BrokenResourceError | trio.ClosedResourceError] = []
+
     async def to_relay() -> None:
-        while True:
-            try:
-                payload = await receive()
-            except ConnectionError:  # what an earlier datagram met, told by the next call
-                counts.dropped += 1
-                continue
-            awake()
-            await connection.send_all(encode_datagram(payload))
-            counts.to_relay += 1
-            counts.to_relay_bytes += len(payload)
+        try:
+            while True:
+                try:
+                    payload = await receive()
+                except OSError:  # what an earlier datagram met, told by the next call
+                    counts.dropped += 1
+                    continue
+                if len(payload) > MAX_DATAGRAM_BYTES:  # IPv6 has slightly longer ones
+                    counts.dropped += 1
+                    continue
+                awake()
+                await connection.send_all(encode_datagram(payload))
+                counts.to_relay += 1
+                counts.to_relay_bytes += len(payload)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            # The reader mostly meets the same, and tells it better; and two errors would come as a group.
+            failures.append(error)
+            nursery.cancel_scope.deadline = trio.current_time() + _READER_TELLS_S
 
     async def from_relay() -> None:
         reader = DatagramReader()
@@ -76,13 +91,17 @@ async def exchange_datagrams(
                     counts.from_relay += 1
                     counts.from_relay_bytes += len(payload)
         reader.receive_eof()
+        failures.clear()  # who cannot be sent to because it has closed is not lost
         nursery.cancel_scope.cancel()
 
     def awake() -> None:
-        nursery.cancel_scope.deadline = trio.current_time() + idle_timeout
+        if not failures:
+            nursery.cancel_scope.deadline = trio.current_time() + idle_timeout
 
     with alone():
         async with trio.open_nursery() as nursery:
             awake()
             nursery.start_soon(to_relay)
             await from_relay()
+    if failures:
+        raise StreamLost("the connection cannot be sent to") from failures[0]

@@ -170,7 +170,7 @@ class DatagramForward:
             while True:
                 try:
                     payload, address = await self._socket.recvfrom(RECEIVE_BYTES)
-                except ConnectionError:  # an earlier answer met a closed port
+                except OSError:  # an earlier answer met a closed port
                     continue
                 peer = self._peers.get(address)
                 if peer is None:
@@ -194,13 +194,18 @@ class DatagramForward:
                 await exchange_datagrams(
                     connection, peer.waiting.receive, send, peer.counts, idle_timeout=self._idle_timeout
                 )
+                self._forget(address, peer)  # before the goodbyes: what comes meanwhile is for a new connection
         except RelayError as error:
             self._failures += 1
             self._on_failure(address, error)
             await trio.sleep(_PAUSE_AFTER_FAILURE)
         finally:
-            peer.counts.dropped += peer.waiting.statistics().current_buffer_used
+            self._forget(address, peer)
+
+    def _forget(self, address: Address, peer: _Peer) -> None:
+        if self._peers.get(address) is peer:
             del self._peers[address]
+            peer.counts.dropped += peer.waiting.statistics().current_buffer_used
             _add(self._past, peer.counts)
 
 

@@ -16,6 +16,8 @@ import trio
 
 from ...client.connection import Connection
 from ...client.splice import Spliced, splice
+from ...errors import RemoteProtocolError
+from ...net.errors import StreamGarbled
 from ...net.linger import cut
 from ...wire.limits import MAX_CLOSE_REASON_BYTES
 from ...wire.status import CloseCode
@@ -239,6 +241,14 @@ async def _serve_datagrams(
     async def receive() -> bytes:
         return await socket.recv(RECEIVE_BYTES)
 
-    await exchange_datagrams(connection, receive, socket.send, counts, idle_timeout=idle_timeout)
+    try:
+        await exchange_datagrams(connection, receive, socket.send, counts, idle_timeout=idle_timeout)
+    except StreamGarbled:
+        raise  # the sender was told
+    except RemoteProtocolError as error:
+        await connection.turn_away(  # noqa: ASYNC120 - a cancellation is the better reason then
+            error.close_code, _GOODBYE_TIMEOUT, reason=_clipped(str(error))
+        )
+        raise
     await connection.aclose()
     return Served(binding, to_endpoint=counts.from_relay_bytes, to_sender=counts.to_relay_bytes, datagrams=counts)

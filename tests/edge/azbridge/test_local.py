@@ -15,6 +15,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 import relaycore
 from relaycore.client.connection import Connection
+from relaycore.client.sender import dial_stream
 from relaycore.edge.azbridge.local import DatagramForward, PortRefused, request_port
 from relaycore.edge.azbridge.preamble import RefusedWhy
 from relaycore.edge.azbridge.remote import PortTable, serve
@@ -278,6 +279,36 @@ async def test_a_listener_that_closes_ends_its_peer_without_a_failure(autojump_c
             assert local.failures == []
 
 
+async def test_both_directions_that_fail_at_once_end_only_their_peer(autojump_clock: MockClock):
+    listeners = Listeners()
+    async with forwarding(listeners.open_one) as local:
+        with await client_of(local) as first, await client_of(local) as second:
+            for index, client in enumerate((first, second)):
+                await client.send(b"x")
+                await (await listeners.peer(index)).receive()
+            await listeners.peers[0].stream.send_all(b"\xff\xff\xff\xff")  # no frame of WebSocket
+            await first.send(b"y")
+            await listeners.peers[0].aclose()
+            while not local.failures:
+                await trio.sleep(0.001)
+            await second.send(b"y")
+            assert await listeners.peers[1].receive() == Binary(b"\0\x01y")
+            assert len(local.failures) == 1
+
+
+async def test_a_datagram_during_the_goodbyes_is_for_a_new_connection(autojump_clock: MockClock):
+    listeners = Listeners()
+    async with forwarding(listeners.open_one) as local:
+        with await client_of(local) as client:
+            await client.send(b"x")
+            await (await listeners.peer(0)).receive()
+            await listeners.peers[0].send_close(1000)
+            while local.forward.peers:
+                await trio.sleep(0.001)
+            await client.send(b"y")  # the first listener has not hung up yet
+            assert await (await listeners.peer(1)).receive() == Binary(b"\0\x01y")
+
+
 async def test_silence_ends_a_peer(autojump_clock: MockClock):
     listeners = Listeners()
     async with forwarding(listeners.open_one) as local:
@@ -344,27 +375,15 @@ async def remote_forwarder(relay: Relay, *bindings: PortBinding) -> AsyncIterato
         nursery.cancel_scope.cancel()
 
 
-class Senders:
-    """Opens connections to the relay that belong to whoever asked."""
-
-    def __init__(self, relay: Relay, nursery: trio.Nursery, port_name: str) -> None:
-        self.relay = relay
-        self.nursery = nursery
-        self.port_name = port_name
-
-    async def open_one(self) -> Connection:
-        connection = await self.nursery.start(self._hold)
-        try:
-            await request_port(connection, self.port_name, udp=True)
-        except BaseException:
-            await cut(connection)
-            raise
-        return connection
-
-    async def _hold(self, task_status=trio.TASK_STATUS_IGNORED) -> None:
-        async with relaycore.open_stream(self.relay.connection_string("bridge")) as connection:
-            task_status.started(connection)
-            await trio.sleep_forever()
+async def open_one(relay: Relay, port_name: str) -> Connection:
+    """A connection for datagrams, as a forwarder opens it."""
+    connection = await dial_stream(relay.connection_string("bridge"))
+    try:
+        await request_port(connection, port_name, udp=True)
+    except PortRefused:
+        await cut(connection)
+        raise
+    return connection
 
 
 @contextlib.asynccontextmanager
@@ -386,10 +405,11 @@ async def dns_like_server() -> AsyncIterator[Target]:
 
 @contextlib.asynccontextmanager
 async def through_the_relay(relay: Relay, port_name: str, *bindings: PortBinding) -> AsyncIterator[Local]:
-    async with remote_forwarder(relay, *bindings), trio.open_nursery() as nursery:
-        async with forwarding(Senders(relay, nursery, port_name).open_one) as local:
-            yield local
-        nursery.cancel_scope.cancel()
+    async with (
+        remote_forwarder(relay, *bindings),
+        forwarding(functools.partial(open_one, relay, port_name)) as local,
+    ):
+        yield local
 
 
 @contextlib.asynccontextmanager

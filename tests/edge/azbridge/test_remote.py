@@ -332,9 +332,27 @@ async def test_silence_ends_a_datagram_sender(autojump_clock: MockClock):
         assert trio.current_time() - began == pytest.approx(440)
 
 
+async def test_a_datagram_longer_than_the_format_allows_is_dropped(time_limit):
+    with trio.socket.socket(trio.socket.AF_INET6, trio.socket.SOCK_DGRAM) as socket:
+        try:
+            await socket.bind(("::1", 0))
+        except OSError:
+            pytest.skip("no IPv6 here")
+        binding = PortBinding("53U", (Target("::1", socket.getsockname()[1]),), is_udp=True)
+        async with serving(binding) as run:
+            await run.peer.send_binary(b"\x01\x00\x01\x0353U\x00\x01q")
+            _, address = await socket.recvfrom(100)
+            await socket.sendto(bytes(65_508), address)
+            await socket.sendto(b"short", address)
+            assert await run.peer.receive() == Binary(bytes.fromhex("01 00 01"))
+            assert await run.peer.receive() == Binary(b"\0\x05short")
+
+
 async def test_a_length_that_no_datagram_has_ends_it(autojump_clock: MockClock):
     async with udp_endpoint() as (_, binding), serving(binding) as run:
         await run.peer.send_binary(b"\x01\x00\x01\x0353U\xff\xff")
+        assert await run.peer.receive() == Binary(bytes.fromhex("01 00 01"))
+        assert await run.peer.receive() == Close(1009, "a datagram of 65535 bytes, 65507 at most")
         await run.wait_over()
     assert "65535 bytes" in str(run.error)
 
