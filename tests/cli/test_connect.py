@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -454,17 +456,24 @@ def test_a_forward_is_found_by_name_or_by_where_it_leads(tmp_path):
         find_forward(settings, "db.test", 3)
 
 
-def test_the_unit_is_one_that_systemd_takes(tmp_path):
-    for is_user in (False, True):
-        text = unit_text([sys.executable, "-m", "relaycore", "connect", "run"], is_user=is_user)
-        assert "Type=notify-reload" in text
-        assert "{" not in text
+@pytest.mark.parametrize("is_user", [False, True])
+def test_the_unit_is_one_that_systemd_takes(tmp_path, is_user):
+    text = unit_text(
+        [sys.executable, "-m", "relaycore", "connect", "run", "--config", "/etc/a b%.toml"], is_user=is_user
+    )
+    assert '"/etc/a b%%.toml"' in text
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        pytest.skip("systemd-analyze is not here")
+    file = tmp_path / "relaycore-connect.service"
+    file.write_text(text)
+    found = subprocess.run([analyze, "verify", "--man=no", str(file)], capture_output=True, text=True, check=False)
+    about_us = [line for line in found.stderr.splitlines() if "relaycore" in line]
+    assert about_us == [], found.stderr
 
 
 def test_open_imports_no_server(tmp_path):
     """What stands in the way of every ssh is quick to start."""
-    import subprocess
-
     script = (
         "import sys; import relaycore.cli.connect.open, relaycore.edge.connect.attempt;"
         "print([name for name in ('sqlite3', 'cryptography', 'relaycore.gateway.server',"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ...errors import ConfigError, Refused, RelayError
 from ..exits import ExitCode, exit_code_for
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 __all__ = ["START", "NotCarried", "client_of", "find_forward", "port_of", "state_file"]
 
-START = "relaycore connect run"
+START: Final = "relaycore connect run"
+
+_SERVICE_SOCKET: Final = Path("/run/relaycore-connect/connect.sock")
+"""Where the system's service has its socket, whoever asks."""
 
 
 class NotCarried(RelayError):
@@ -78,7 +81,17 @@ def client_of(loaded: Loaded) -> ControlClient:
     from ...edge.config.load import connect_socket
     from ...edge.control.client import ControlClient
 
-    return ControlClient(loaded.settings.connect.control.socket or connect_socket(os.environ), START)
+    path = loaded.settings.connect.control.socket or connect_socket(os.environ)
+    if loaded.settings.connect.control.socket is None and not path.exists() and _is_there(_SERVICE_SOCKET):
+        path = _SERVICE_SOCKET
+    return ControlClient(path, START)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except PermissionError:
+        return False
 
 
 def state_file() -> Path:

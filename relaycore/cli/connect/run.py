@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +19,7 @@ from typing import Any, Final
 import click
 import trio
 
-from ...edge.config.load import Loaded, connect_socket
+from ...edge.config.load import Loaded, connect_socket, default_files, expand_files
 from ...edge.config.settings import ConnectSettings
 from ...edge.connect.forwarder import Forwarder
 from ...edge.connect.status import ForwardState, Plan
@@ -74,7 +74,10 @@ def command(
         if not quiet:
             writer.put_nowait(redact(f"relaycore: {' '.join(text.split())}"))
 
-    program = Program(loaded, partial(load_edge, config_files, overrides, is_quiet=True), drain, say)
+    def find_files() -> Sequence[Path]:
+        return expand_files(config_files) if config_files else default_files(os.environ)
+
+    program = Program(loaded, find_files, partial(load_edge, config_files, overrides, is_quiet=True), drain, say)
     try:
         run(partial(program.run, watches=not no_watch))
     finally:
@@ -86,13 +89,22 @@ class Program:
     """The forwarder, and what stands around it in a program.
 
     Args:
+      find_files: those that the settings are in now.
       load: reads the settings again.
       drain_s: for connections to end.
       say: takes a line for people.
     """
 
-    def __init__(self, loaded: Loaded, load: Callable[[], Loaded], drain_s: float, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        loaded: Loaded,
+        find_files: Callable[[], Sequence[Path]],
+        load: Callable[[], Loaded],
+        drain_s: float,
+        say: Callable[[str], None],
+    ) -> None:
         self._loaded = loaded
+        self._find_files = find_files
         self._load = load
         self._drain_s = drain_s
         self._say = say
@@ -211,15 +223,19 @@ class Program:
                 before = now
                 self._reload_if_possible()
 
-    def _stamps(self) -> dict[Path, tuple[int, int]]:
-        """When the files of the settings were written; of a directory, when files came or went."""
-        found: dict[Path, tuple[int, int]] = {}
-        for path in {*self._loaded.files, *(path.parent for path in self._loaded.files)}:
+    def _stamps(self) -> dict[Path, tuple[int, int, int]] | None:
+        """When the files that count now were written; None: they cannot be found out."""
+        found: dict[Path, tuple[int, int, int]] = {}
+        try:
+            files = self._find_files()
+        except ConfigError:
+            return None
+        for path in files:
             try:
                 stat = path.stat()
             except OSError:
                 continue
-            found[path] = (stat.st_mtime_ns, stat.st_ino)
+            found[path] = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
         return found
 
     # What others ask -------------------------------------------------------------------------------------------------

@@ -27,18 +27,21 @@ Wants=network-online.target
 After=network-online.target
 
 [Service]
-Type=notify-reload
+Type=notify
 NotifyAccess=main
 ExecStart={command}
+ExecReload=/bin/kill -HUP $MAINPID
 Restart=on-failure
 RestartSec=2
+# Wrong command line or settings: trying again would not help.
+RestartPreventExitStatus=2 3
 WatchdogSec=60
 TimeoutStopSec=30
 LimitNOFILE=65536
-RuntimeDirectory=relaycore
+# Of its own: the manager's belongs to another user.
+RuntimeDirectory=relaycore-connect
 RuntimeDirectoryMode=0700
-RuntimeDirectoryPreserve=yes
-StateDirectory=relaycore
+StateDirectory=relaycore-connect
 StateDirectoryMode=0700
 {hardening}
 [Install]
