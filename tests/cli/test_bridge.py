@@ -11,6 +11,9 @@ import tomllib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import dns.asyncquery
+import dns.message
+import dns.rrset
 import pytest
 import trio
 from programs import Program, finish, run_program
@@ -108,6 +111,35 @@ async def test_both_roles_in_one_process(relay, environ, tmp_path):
                         assert await client.recv(65_536) == query[::-1]
                 await stopped(it)
     assert relay.server.statistics().listeners == 0
+
+
+async def test_dns_queries_reach_a_name_server(relay, environ):
+    udp = free_port(socket.SOCK_DGRAM)
+
+    async def answer(server: trio.socket.SocketType) -> None:
+        while True:
+            wire, address = await server.recvfrom(65_536)
+            query = dns.message.from_wire(wire)
+            response = dns.message.make_response(query)
+            name = query.question[0].name
+            response.answer.append(
+                dns.rrset.from_text(name, 60, "IN", "TXT", *(f"{number}" * 250 for number in range(8)))
+            )
+            await server.sendto(response.to_wire(), address)
+
+    with trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM) as server:
+        await server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+        args = ("-T", f"sql:53U/127.0.0.1:{port}U", "-L", f"127.0.0.1:{udp}U/53U:sql")
+        async with run_program("bridge", *args, environ=environ) as it, trio.open_nursery() as nursery:
+            nursery.start_soon(answer, server)
+            await it.wait_err("1 of 1 local forwards listen, 1 of 1 remote ones do")
+            for name in ("db.corp.example", "nas.corp.example"):
+                query = dns.message.make_query(name, "TXT", use_edns=0, payload=4_096)
+                found = await dns.asyncquery.udp(query, "127.0.0.1", port=udp, timeout=20)
+                assert str(found.answer[0].name) == f"{name}."
+                assert len(found.to_wire()) > 2_000
+            nursery.cancel_scope.cancel()
 
 
 async def test_the_golden_bytes_of_a_local_forward(relay, environ):

@@ -24,7 +24,7 @@ from relaycore.edge.target.dial import Dialled, dial
 from relaycore.errors import LocalProtocolError, RelayError
 from relaycore.net.engine import shared_engine
 from relaycore.net.errors import StreamLost
-from relaycore.net.linger import cut
+from relaycore.net.linger import cut, reset
 from relaycore.net.websocket import WebSocketLeg
 from relaycore.testing import Relay, open_relay
 from relaycore.wire.frames import Binary, Close
@@ -381,7 +381,7 @@ async def open_one(relay: Relay, port_name: str) -> Connection:
     try:
         await request_port(connection, port_name, udp=True)
     except PortRefused:
-        await cut(connection)
+        await cut(connection)  # noqa: ASYNC120 - shields itself
         raise
     return connection
 
@@ -470,50 +470,80 @@ async def test_an_endpoint_that_refuses_is_named_to_the_sender(time_limit, relay
     assert f"127.0.0.1 port {port} refused the connection (ECONNREFUSED)" in caught.value.text
 
 
-async def test_a_stream_through_both_roles_is_carried_by_c_and_half_closes(time_limit, relay: Relay):
-    data = os.urandom(3_000_000)
-
-    async def endpoint(stream: trio.SocketStream) -> None:
-        received = bytearray()
-        async for piece in stream:
-            received += piece
-        await stream.send_all(bytes(received[::-1]))
-        await stream.send_eof()
-
-    async with trio.open_nursery() as nursery:
-        [listener, *_] = await nursery.start(functools.partial(trio.serve_tcp, endpoint, 0, host="127.0.0.1"))
-        engine = shared_engine()
-        assert engine is not None
-        before = engine.statistics().completed
-        target = Target("127.0.0.1", listener.socket.getsockname()[1])
-        async with remote_forwarder(relay, PortBinding("tds", (target,))) as ended:
-            assert await answer_through(relay, data) == data[::-1]
-            while engine.statistics().completed < before + 2:
-                await trio.sleep(0.001)
-            assert ended == []
-        nursery.cancel_scope.cancel()
-
-
-async def answer_through(relay: Relay, data: bytes) -> bytes:
-    """Send through a local socket that is joined with a connection, and read the reply to its end."""
-    [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    async with listener:
-        client = await trio.open_tcp_stream(*listener.socket.getsockname())
-        near = await listener.accept()
-    received = bytearray()
-    async with (
-        client,
-        relaycore.open_stream(relay.connection_string("bridge")) as connection,
-        trio.open_nursery() as nursery,
-    ):
+@contextlib.asynccontextmanager
+async def tcp_through_the_relay(relay: Relay) -> AsyncIterator[tuple[trio.SocketStream, trio.SocketStream]]:
+    """A program's socket, and the endpoint's socket that its bytes arrive at."""
+    [endpoint] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    [local] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    target = Target("127.0.0.1", endpoint.socket.getsockname()[1])
+    async with endpoint, local, remote_forwarder(relay, PortBinding("tds", (target,))), trio.open_nursery() as nursery:
+        client = await trio.open_tcp_stream(*local.socket.getsockname())
+        near = await local.accept()
+        connection = await dial_stream(relay.connection_string("bridge"))
         await request_port(connection, "tds")
-        nursery.start_soon(relaycore.splice, near, connection)
+
+        async def join() -> None:
+            with contextlib.suppress(StreamLost):
+                await relaycore.splice(near, connection)
+
+        nursery.start_soon(join)
+        async with client, await endpoint.accept() as server:
+            yield client, server
+
+
+async def read_all(stream: trio.SocketStream) -> bytes:
+    return b"".join([piece async for piece in stream])
+
+
+@pytest.mark.parametrize("client_first", [True, False])
+@pytest.mark.parametrize("replies", [True, False])
+async def test_each_end_of_data_passes_by_itself(time_limit, relay: Relay, client_first: bool, replies: bool):
+    async with tcp_through_the_relay(relay) as (client, server):
+        first, second = (client, server) if client_first else (server, client)
+        await first.send_all(b"question")
+        await first.send_eof()
+        assert await read_all(second) == b"question"
+        if replies:
+            for index in range(3):
+                await second.send_all(b"%d" % index * 70_000)
+        await second.send_eof()
+        assert await read_all(first) == (b"0" * 70_000 + b"1" * 70_000 + b"2" * 70_000 if replies else b"")
+
+
+async def test_both_ends_at_once(time_limit, relay: Relay):
+    async with tcp_through_the_relay(relay) as (client, server):
+        for stream in (client, server):
+            await stream.send_all(b"last words")
+            await stream.send_eof()
+        assert [await read_all(client), await read_all(server)] == [b"last words", b"last words"]
+
+
+@pytest.mark.parametrize("by_client", [True, False])
+async def test_a_reset_is_a_reset_at_the_other_end(time_limit, relay: Relay, by_client: bool):
+    async with tcp_through_the_relay(relay) as (client, server):
+        gone, left = (client, server) if by_client else (server, client)
+        await gone.send_all(b"x")
+        assert await left.receive_some(1) == b"x"
+        await reset(gone)
+        with pytest.raises(trio.BrokenResourceError):
+            await left.receive_some()
+
+
+async def test_a_stream_through_both_roles_is_carried_by_c(time_limit, relay: Relay):
+    data = os.urandom(3_000_000)
+    engine = shared_engine()
+    assert engine is not None
+    before = engine.statistics().completed
+    async with tcp_through_the_relay(relay) as (client, server), trio.open_nursery() as nursery:
 
         async def send() -> None:
             await client.send_all(data)
             await client.send_eof()
 
         nursery.start_soon(send)
-        async for piece in client:
-            received += piece
-    return bytes(received)
+        assert await read_all(server) == data
+        await server.send_eof()
+        assert await read_all(client) == b""
+        while engine.statistics().completed < before + 2:
+            await trio.sleep(0.001)
+    assert engine.statistics().completed == before + 2
