@@ -283,7 +283,8 @@ _HCM = Section(
         "connection": _CONNECTION,
         "policy": Section(
             text="What may be published from this machine. Patterns are `HOST:PORT`: a name, `*`, `*.SUFFIX`, an"
-            " address or a network; and a port, `*` or `A-B`. They count for names and for what these resolve to.",
+            " address or a network; and a port, `*` or `A-B`; or `unix:/PATH`, which may end in `*`. They count for"
+            " names and for what these resolve to.",
             value=PolicySettings,
             keys=(
                 Key("allow", place_kinds.PATTERNS, "Nothing else may be dialled.", default="all"),

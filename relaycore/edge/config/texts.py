@@ -234,25 +234,33 @@ def _bytes_value(data: bytes) -> str | list[int]:
 
 
 def check_pattern(text: str) -> str:
-    """A pattern of a policy, in small letters: a name, ``*``, ``*.SUFFIX``, an address or a network, and its ports.
+    """A pattern of a policy in one form: a name, ``*``, ``*.SUFFIX``, an address or a network, and its ports; or
+    ``unix:/PATH``, which may end in ``*``.
 
     Raises:
       ConfigError: it is none.
     """
+    text = text.strip()
     expected = (
         f"expected HOST:PORT, where HOST may be *, *.SUFFIX or a network, and PORT * or A-B (found {text!r:.100})"
     )
-    host, colon, ports = text.strip().lower().rpartition(":")
-    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if text.startswith("unix:/"):
+        return text
+    host, colon, ports = text.lower().rpartition(":")
     match = _PORTS.fullmatch(ports)
     if not colon or match is None:
         raise ConfigError(expected)
     low, high = int(match["low"] or 1), int(match["high"] or match["low"] or 65_535)
     if not 0 < low <= high < 65_536:
         raise ConfigError(f"{expected}: ports are between 1 and 65535, the lower one first")
-    if host != "*" and not _HOST.fullmatch(host.removeprefix("*.")):
-        try:
-            ipaddress.ip_network(host)
-        except ValueError as error:
-            raise ConfigError(f"{expected}: {error}") from None
-    return f"[{host}]:{ports}" if ":" in host else f"{host}:{ports}"
+    is_bracketed = host.startswith("[") and host.endswith("]")
+    host = host[1:-1] if is_bracketed else host
+    if is_bracketed is not (":" in host):
+        raise ConfigError(f"{expected}: IPv6 stands in brackets, and nothing else does")
+    if host == "*" or _HOST.fullmatch(host.removeprefix("*.")):
+        return f"{host}:{ports}"
+    try:
+        ipaddress.ip_network(host)
+    except ValueError as error:
+        raise ConfigError(f"{expected}: {error}") from None
+    return f"[{host}]:{ports}" if is_bracketed else f"{host}:{ports}"

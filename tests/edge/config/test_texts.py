@@ -23,6 +23,7 @@ from relaycore.edge.config.texts import (
     parse_seconds,
     parse_target,
 )
+from relaycore.edge.target.policy import parse_pattern
 from relaycore.errors import ConfigError
 
 
@@ -188,6 +189,7 @@ def test_probes_of_bytes_and_programs_are_tables():
         ("10.2.0.0/16:5432", "10.2.0.0/16:5432"),
         ("[fd00::/8]:5000-6000", "[fd00::/8]:5000-6000"),
         ("[::1]:*", "[::1]:*"),
+        ("unix:/run/App/*", "unix:/run/App/*"),
     ],
 )
 def test_patterns(text, pattern):
@@ -195,11 +197,37 @@ def test_patterns(text, pattern):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "host", "host:", "a*:80", "*.:80", "10.2.0.1/16:80", "host:0", "host:9-1", "host:1-70000", "host:a"]
+    "text",
+    [
+        "",
+        "host",
+        "host:",
+        "a*:80",
+        "*.:80",
+        "10.2.0.1/16:80",
+        "host:0",
+        "host:9-1",
+        "host:1-70000",
+        "host:a",
+        "::1:80",
+        "[host]:80",
+    ],
 )
 def test_what_is_no_pattern(text):
     with pytest.raises(ConfigError, match="expected HOST:PORT, where"):
         check_pattern(text)
+
+
+hosts = st.one_of(st.ip_addresses().map(str), st.text("ab*./0:[]-", max_size=8))
+
+
+@given(st.builds("{}:{}".format, hosts | hosts.map("[{}]".format), st.sampled_from(["1", "*", "1-9", "", "x"])))
+def test_whatever_passes_is_understood_by_those_who_ask_the_policy(text):
+    try:
+        pattern = check_pattern(text)
+    except ConfigError:
+        return
+    assert parse_pattern(pattern).text == pattern
 
 
 @given(st.text(max_size=40))
