@@ -103,7 +103,7 @@ class View:
         else:
             lines += self._table(rows, current, width, max(1, height - 4))
         foot = [clip(self._last_line(), width), clip(_KEYS, width)]
-        return [*lines[: max(0, height - len(foot))], *foot]
+        return [*lines[: max(0, height - len(foot))], *foot][:height]
 
     def _table(self, rows: list[str], current: ConnectionStatus, width: int, room: int) -> list[str]:
         found = self.connections

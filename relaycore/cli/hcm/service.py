@@ -49,9 +49,7 @@ _CONFIG_TEXT: Final = """\
 _COMMON: Final = """\
 [Unit]
 Description=relaycore connection manager for hybrid connections
-Wants=network-online.target
-After=network-online.target nss-lookup.target
-
+{after}
 [Service]
 Type=notify
 ExecStart={command}
@@ -67,6 +65,9 @@ LimitNOFILE=65536
 UMask=0077
 NoNewPrivileges=yes
 """
+
+_AFTER_NETWORK: Final = "Wants=network-online.target\nAfter=network-online.target nss-lookup.target\n"
+"""Of the system's manager only; a user's one does not know these."""
 
 _SANDBOX: Final = """\
 DynamicUser=yes
@@ -122,13 +123,13 @@ def system_unit(program: str, config: Path = _CONFIG, keys: Path = _KEYS) -> str
     """
     command = f"{program} hcm run --config {_quoted(str(config))} --saved %S/relaycore/hcm.d"
     protect_home = "read-only" if program.startswith(_HOMES) else "yes"
-    return _COMMON.format(command=command) + _SANDBOX.format(keys=keys, protect_home=protect_home)
+    return _COMMON.format(command=command, after=_AFTER_NETWORK) + _SANDBOX.format(keys=keys, protect_home=protect_home)
 
 
 def user_unit(program: str, config: Path | None = None) -> str:
     """Return the unit for one user's own manager; `config` as of ``run``."""
     option = f" --config {_quoted(str(config))}" if config is not None else ""
-    return _COMMON.format(command=f"{program} hcm run{option}") + _USER
+    return _COMMON.format(command=f"{program} hcm run{option}", after="") + _USER
 
 
 def _quoted(word: str) -> str:

@@ -118,7 +118,7 @@ def forwarder_families(
     for one in status.forwards:
         opened.add_metric([one.name], one.open)
         waiting.add_metric([one.name], one.dialling)
-        joined = one.accepted - one.refused - one.left - one.dialling
+        joined = one.accepted - one.refused - one.lost - one.left - one.dialling
         for result, count in (("joined", joined), ("refused", one.refused), ("lost", one.lost), ("left", one.left)):
             total.add_metric([one.name, result], max(0, count))
         retries.add_metric([one.name], one.retries)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # for hcm_world.py
+sys.path.insert(0, str(Path(__file__).parent))  # for hcm_world.py, statuses.py
 
 
 @pytest.fixture

@@ -1,0 +1,101 @@
+"""Numbers for Prometheus, read back by its own parser."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from relaycore.edge.connect.status import ForwarderStatus, ForwardState, ForwardStatus
+from relaycore.edge.control.metrics import Tallies, forwarder_families, manager_families, render
+from relaycore.edge.hcm.status import ConnectionStatus, ManagerStatus
+from relaycore.errors import ConfigError
+
+
+def connection(name="orders", **others) -> ConnectionStatus:
+    values = {
+        "status": "Connected", "detail": "", "relay_leg": "Connected", "endpoint_leg": "Up",
+        "relay": "relay.example:9443", "path": name, "profile": "raw", "listeners_here": 1, "listeners_wanted": 1,
+        "listeners_total": 2, "listeners_unix": 0.0, "endpoint": "db:1433", "endpoint_from": "settings",
+        "health": "up 1.9 ms", "latency_ms": 1.9, "open": 2, "queued": 1, "bytes_in": 10, "bytes_out": 20,
+        "accepted": 7, "lost": 1, "rejected": {"refused": 3}, "since_unix": 0.0, "attempts": 0, "next_try_unix": None,
+        "last_error": "", "last_error_unix": None, "created_unix": None, "updated_unix": None,
+    } | others  # fmt: skip
+    return ConnectionStatus(name=name, **values)
+
+
+def read(text):
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def sample(found, metric, /, **labels):
+    return found.get((f"relaycore_edge_{metric}", tuple(sorted(labels.items()))))
+
+
+def test_the_numbers_of_a_manager():
+    tallies = Tallies()
+    tallies.reloads["failed"] += 1
+    tallies.reconnects["orders"] = 4
+    status = ManagerStatus(
+        host="edge-a",
+        since_unix=100.0,
+        relay="relay.example",
+        connections=(
+            connection(),
+            connection(
+                'odd "name"\n',
+                relay_leg="Reconnecting", endpoint_leg="Unknown", latency_ms=None, listeners_here=0,
+                listeners_total=None, rejected={},
+            ),
+        ),
+    )  # fmt: skip
+    found = read(render(manager_families(status, tallies, now_unix=lambda: 160.0)))
+    assert sample(found, "relay_up", name="orders") == 1
+    assert sample(found, "relay_up", name='odd "name"\n') == 0
+    assert sample(found, "listeners", name="orders") == 1
+    assert sample(found, "listeners_registered", name="orders") == 2
+    assert sample(found, "listeners_registered", name='odd "name"\n') is None
+    assert sample(found, "endpoint_up", name="orders", target="db:1433") == 1
+    assert sample(found, "endpoint_up", name='odd "name"\n', target="db:1433") is None
+    assert sample(found, "endpoint_probe_seconds", name="orders") == pytest.approx(0.0019)
+    assert sample(found, "connections_open", name="orders") == 2
+    assert sample(found, "queue_length", name="orders") == 1
+    assert sample(found, "connections_total", name="orders", result="closed") == 4
+    assert sample(found, "connections_total", name="orders", result="lost") == 1
+    assert sample(found, "connections_total", name="orders", result="rejected") == 3
+    assert sample(found, "rejected_total", name="orders", reason="refused") == 3
+    assert sample(found, "bytes_total", name="orders", dir="in") == 10
+    assert sample(found, "bytes_total", name="orders", dir="out") == 20
+    assert sample(found, "reconnects_total", name="orders") == 4
+    assert sample(found, "config_reload_total", result="failed") == 1
+    assert sample(found, "uptime_seconds") == 60
+
+
+def test_the_numbers_of_a_forwarder():
+    forward = ForwardStatus(
+        name="orders", state=ForwardState.LISTENING, listen=("127.77.0.1:1433",), address="127.77.0.1", hosts=("db",),
+        port=1433, relay="relay.example", path="orders", profile="raw", open=1, dialling=1, accepted=9, refused=2,
+        lost=1, left=1, retries=3, bytes_in=5, bytes_out=6, handshake_s=0.03, last_error="", last_error_unix=None,
+        since_unix=0.0,
+    )  # fmt: skip
+    status = ForwarderStatus(host="laptop", since_unix=0.0, forwards=(forward,))
+    found = read(render(forwarder_families(status, Tallies(), now_unix=lambda: 1.0)))
+    assert sample(found, "forward_up", name="orders") == 1
+    assert sample(found, "connections_open", name="orders") == 1
+    assert sample(found, "connections_dialling", name="orders") == 1
+    assert sample(found, "connections_total", name="orders", result="joined") == 4
+    assert sample(found, "connections_total", name="orders", result="refused") == 2
+    assert sample(found, "retries_total", name="orders") == 3
+    assert sample(found, "rendezvous_seconds", name="orders") == 0.03
+    assert sample(found, "bytes_total", name="orders", dir="out") == 6
+
+
+def test_without_the_library_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    with pytest.raises(ConfigError, match=r"install relaycore\[edge\]"):
+        render([])
