@@ -35,6 +35,7 @@ from ..connect.forwarder import Forwarder, open_connect
 from ..connect.listeners import ListenFailed, LocalDatagrams, LocalListener, open_datagrams, open_local
 from ..connect.proxy_port import serve_proxy_port
 from ..connect.status import ForwardState, Redirection
+from ..events import Event
 from .addresses import for_run
 from .environment import proxy_variables
 from .files import hosts_text, resolver_text
@@ -200,7 +201,8 @@ class _Run:
                 if self.mode is RunMode.ENV:
                     variables |= await self._open_proxy_port(forwarder, nursery)
                 else:
-                    await nursery.start(_keep_hosts, forwarder, files[_HOSTS])
+                    nursery.start_soon(_keep_hosts, forwarder, forwarder.events(), files[_HOSTS])
+                    _write_hosts(forwarder, files[_HOSTS])
                 if self.mode is RunMode.ISOLATED:
                     await self._open_resolver(forwarder, entrance, nursery)
                 yield forwarder, variables
@@ -348,16 +350,15 @@ async def _listen_inside(
 # Names ---------------------------------------------------------------------------------------------------------------
 
 
-async def _keep_hosts(
-    forwarder: Forwarder, file: Path, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-) -> None:
-    """Write the names into a file, now and whenever the relay says others. In place: the program has this very file."""
-    events = forwarder.events()
-    _write_in_place(file, hosts_text(_system_hosts(), _addresses(forwarder)))
-    task_status.started()
+async def _keep_hosts(forwarder: Forwarder, events: AsyncIterator[Event], file: Path) -> None:
+    """Write the names again whenever the relay says others."""
     async for event in events:
         if event.kind == "resolved":
-            _write_in_place(file, hosts_text(_system_hosts(), _addresses(forwarder)))
+            _write_hosts(forwarder, file)
+
+
+def _write_hosts(forwarder: Forwarder, file: Path) -> None:
+    _write_in_place(file, hosts_text(_system_hosts(), _addresses(forwarder)))
 
 
 def _addresses(forwarder: Forwarder) -> dict[str, str]:
@@ -365,7 +366,10 @@ def _addresses(forwarder: Forwarder) -> dict[str, str]:
 
 
 def _write_in_place(file: Path, text: str) -> None:
-    """Never shorter than both contents: whoever reads meanwhile finds old lines behind new ones, and no empty file."""
+    """The program has this very file, and would not see another one in its place.
+
+    Never shorter than both contents: whoever reads meanwhile finds old lines behind new ones, and no empty file.
+    """
     data = text.encode(errors="surrogateescape")
     with file.open("r+b") as opened:
         opened.write(data)

@@ -16,6 +16,7 @@ from relaycore.edge.config.settings import (
     Profile,
     Target,
 )
+from relaycore.edge.connect import forwarder
 from relaycore.edge.run import program
 from relaycore.edge.run.modes import RunMode
 from relaycore.edge.run.namespaces import CannotExecute, NoNamespaces
@@ -84,12 +85,39 @@ async def test_names_and_port_may_be_the_relay_s_to_say():
         text = '[{"key":"endpoint","value":"sqldb.corp.example:1433"}]'
         await world.relay.delete_entity("orders")
         await world.relay.create_entity("orders", user_metadata=text)
-        settings = world.settings(hosts=(), port=0)
-        key = {"key_name": "RootManageSharedAccessKey", "key": world.key}
-        settings = ConnectSettings((dataclasses.replace(settings.forwards[0], **key),))
+        settings = world.settings(hosts=(), port=0, key_name="RootManageSharedAccessKey", key=world.key)
         async with world.listening():
             await run_program(settings, look(world, host="sqldb.corp.example", port=1433))
         assert result(world) == ANSWER
+
+
+@needs_namespaces
+async def test_a_name_that_changes_at_the_relay_changes_for_the_program(monkeypatch):
+    """spec 8.8 of the connection manager: in-place hot reload."""
+    monkeypatch.setattr(forwarder, "_READ_AGAIN_S", 0.05)
+    async with open_run_world() as world:
+        began = world.directory / "began"
+        wait = "until getent hosts new.corp.example; do sleep 0.02; done"
+
+        async def name(host: str) -> None:
+            text = f'[{{"key":"endpoint","value":"{host}:18081"}}]'
+            await world.relay.delete_entity("orders")
+            await world.relay.create_entity("orders", user_metadata=text)
+
+        async def rename() -> None:
+            while not began.exists():
+                await trio.sleep(0.01)
+            await name("new.corp.example")
+
+        await name("old.corp.example")
+        settings = world.settings(hosts=(), port=0, key_name="RootManageSharedAccessKey", key=world.key)
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(rename)
+                script = f"getent hosts old.corp.example && touch {began} && {wait}"
+                code = await run_program(settings, ["sh", "-c", f"({script}) >{world.directory}/result"])
+        assert code == 0
+        assert result(world).split()[1::2] == ["old.corp.example", "new.corp.example"]
 
 
 @needs_namespaces
