@@ -57,7 +57,7 @@ from .endpoint_leg import EndpointLeg, Route
 from .metadata import METADATA_INTERVAL, MetadataWatch
 from .plan import needs_registration
 from .relay_leg import Registration
-from .sessions import OpenSession, SessionBook
+from .sessions import OpenSession, SessionBook, sender_of
 from .status import ConnectionStatus, RelayLeg, SessionStatus, Shown, TargetCheck
 
 __all__ = ["Agent"]
@@ -135,6 +135,11 @@ class Agent:
         """As in the settings."""
         return self.settings.name
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether it was told to stop."""
+        return self._is_stopping
+
     # Commands; none is a checkpoint ----------------------------------------------------------------------------------
 
     def apply(self, settings: HcmConnection) -> None:
@@ -208,6 +213,10 @@ class Agent:
     async def wait_left(self) -> None:
         """Wait until this process holds no control channel for it. A checkpoint."""
         await self._wait_until(lambda: self._registration is None)
+
+    async def wait_stopping(self) -> None:
+        """Wait until it is told to stop. A checkpoint."""
+        await self._wait_until(lambda: self._is_stopping)
 
     async def wait_settled(self) -> None:
         """Wait until the first attempt to register has had its outcome. A checkpoint."""
@@ -572,8 +581,7 @@ class Agent:
             raise
 
     async def _reject(self, waiting: WaitingSender, failure: DialFailed, reason: str) -> None:
-        peer = waiting.incoming.remote_endpoint
-        self._note_refusal("" if peer is None else f"{peer.address}:{peer.port}", failure.text, reason, failure.status)
+        self._note_refusal(sender_of(waiting.incoming), failure.text, reason, failure.status)
         if waiting.is_waiting:
             await waiting.reject(failure.status, one_line(failure.text))
 
@@ -596,8 +604,7 @@ class Agent:
         try:
             await self._check_origin()
         except DialFailed as failure:
-            peer = incoming.remote_endpoint
-            self._note_refusal("" if peer is None else peer.address, failure.text, failure.kind, failure.status)
+            self._note_refusal(sender_of(incoming), failure.text, failure.kind, failure.status)
             return Reject(failure.status, one_line(failure.text))
         return await forwarder.accept(incoming)
 

@@ -28,7 +28,11 @@ _PASSIVE: Final = frozenset({"refused", "timeout", "unknown-name", "unreachable"
 
 
 def fixed_targets(settings: HcmConnection) -> tuple[Target, ...] | Literal["metadata"]:
-    """What the settings say about where connections lead, whichever profile they have."""
+    """What the settings say about where connections lead, whichever profile they have.
+
+    Raises:
+      ConfigError: the profile is ``http``, and ``http_url`` is none.
+    """
     if settings.profile is Profile.HTTP:
         origin = parse_origin_url(settings.http_url)
         return (Target(origin.host, origin.port),)

@@ -28,6 +28,7 @@ from ..config.settings import HcmConnection, HcmSettings, PolicySettings
 from ..events import Event, EventLog, EventStream
 from ..target.policy import Policy
 from .agent import Agent
+from .endpoint_leg import fixed_targets
 from .metadata import METADATA_INTERVAL
 from .plan import Plan, UnknownConnection, make_plan
 from .status import ConnectionStatus, ManagerStatus, SessionStatus, TargetCheck
@@ -164,6 +165,8 @@ class Manager:
     def _check(self, settings: HcmSettings) -> None:
         make_plan(HcmSettings(), settings)
         _make_policy(settings.policy)
+        for connection in settings.connections:
+            fixed_targets(connection)
 
     def _begin(self, settings: HcmConnection) -> None:
         assert self._nursery is not None, "the manager is not running"
@@ -182,14 +185,17 @@ class Manager:
     async def _keep(self, agent: Agent) -> None:
         """Run an entry, whatever happens to it."""
         failures = 0
-        while True:
+        has_ended = False
+        while not has_ended:
             try:
                 await agent.run()
-                break
+                has_ended = True
             except Exception as error:  # our bug: it costs this entry's connections, and not the others'
                 _log.error("! %s failed, it is begun again", agent.name, exc_info=error)
                 self._log.emit(agent.name, "failed", f"begun again after an internal error ({type(error).__name__})")
-                await trio.sleep(_RESTART_S[min(failures, len(_RESTART_S) - 1)])
+                has_ended = agent.is_stopping
+                with trio.move_on_after(_RESTART_S[min(failures, len(_RESTART_S) - 1)]):
+                    await agent.wait_stopping()
                 failures += 1
         self._leaving.discard(agent)
 

@@ -13,7 +13,16 @@ from ...client.invitation import IncomingConnection
 from ...net.session import Session
 from .status import SessionStatus
 
-__all__ = ["OpenSession", "SessionBook"]
+__all__ = ["OpenSession", "SessionBook", "sender_of"]
+
+
+def sender_of(incoming: IncomingConnection) -> str:
+    """Where a sender dialled from, for people; ``""`` if the relay does not say."""
+    peer = incoming.remote_endpoint
+    if peer is None:
+        return ""
+    host = peer.address.strip("[]")
+    return f"[{host}]:{peer.port}" if ":" in host else f"{host}:{peer.port}"
 
 
 @dataclass(eq=False)
@@ -70,10 +79,9 @@ class SessionBook:
     @contextmanager
     def entered(self, incoming: IncomingConnection, endpoint: str = "") -> Iterator[OpenSession]:
         """Count a connection as open for as long as the block lasts, which ends quietly when the connection is cut."""
-        peer = incoming.remote_endpoint
         found = OpenSession(
             tracking_id=incoming.tracking_id,
-            sender="" if peer is None else f"{peer.address}:{peer.port}",
+            sender=sender_of(incoming),
             endpoint=endpoint,
             since_unix=self._now_unix(),
         )

@@ -18,6 +18,7 @@ from relaycore.edge.config.settings import (
     LimitSettings,
     OnDown,
     PolicySettings,
+    Profile,
     RelaySettings,
     Target,
 )
@@ -300,6 +301,7 @@ async def test_settings_that_do_not_fit_leave_those_in_force(world: World):
         for wrong in (
             HcmSettings((connection, connection)),
             HcmSettings((), policy=PolicySettings(deny=("not a pattern",))),
+            HcmSettings((replace(connection, profile=Profile.HTTP, http_url="ftp://no"),)),
         ):
             with pytest.raises(ConfigError):
                 manager.reload(wrong)
