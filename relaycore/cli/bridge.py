@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -89,7 +90,7 @@ def _refuse_service(ctx: click.Context, parameter: click.Parameter, wanted: bool
     metavar="RELAY:[NAME/][HOST:]PORT[;...]",
     help="Senders to RELAY that ask for NAME reach HOST:PORT, or a socket.",
 )
-@click.option("-R", "old_remote", multiple=True, hidden=True)
+@click.option("-R", "old_remote", multiple=True, hidden=True, help="The old form of -T.")
 @click.option(
     "-H",
     "--remote-http-forward",
@@ -108,7 +109,7 @@ def _refuse_service(ctx: click.Context, parameter: click.Parameter, wanted: bool
     "--shared-access-key",
     "key",
     metavar="KEY",
-    help="Its key. Others on this machine can read a command line: better keep it in a file.",
+    help="Its key. Better keep it in a file: others can read a command line as it starts.",
 )
 @click.option("-s", "--signature", metavar="TOKEN", help="A ready token instead of rule and key.")
 @click.option(
@@ -132,9 +133,25 @@ def _refuse_service(ctx: click.Context, parameter: click.Parameter, wanted: bool
 @click.option("-l", "--log-file", metavar="FILE", help="Write what happens to FILE instead of standard error.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing.")
 @click.option("-v", "--verbose", is_flag=True, help="Say everything.")
-@click.option("-I", "--svcinstall", is_flag=True, expose_value=False, hidden=True, callback=_refuse_service)
-@click.option("-U", "--svcuninstall", is_flag=True, expose_value=False, hidden=True, callback=_refuse_service)
-@click.option("--svc", "is_service", is_flag=True, help="Read the service's file instead of the user's.")
+@click.option(
+    "-I",
+    "--svcinstall",
+    is_flag=True,
+    expose_value=False,
+    hidden=True,
+    callback=_refuse_service,
+    help="Of Windows; refused.",
+)
+@click.option(
+    "-U",
+    "--svcuninstall",
+    is_flag=True,
+    expose_value=False,
+    hidden=True,
+    callback=_refuse_service,
+    help="Of Windows; refused.",
+)
+@click.option("-svc", "--svc", "is_service", is_flag=True, help="Read the service's file instead of the user's.")
 @click.option(
     "--cafile",
     metavar="FILE",
@@ -167,6 +184,8 @@ def command(
     -L, -T and -H may be given many times. Without any, and with none in a file, there is nothing to do: exit code 2.
     Where a forward cannot be set up at the start the command ends, unless ExitOnForwardFailure is false.
     """  # fmt: skip
+    for secret in (flags["connection_string"], flags["key"], flags["signature"]):
+        hide_argument(secret or "")
     flags_layer = _flags_layer(quiet=quiet, verbose=verbose, log_file=log_file, **flags)
 
     def load() -> BridgeSettings:
@@ -235,6 +254,26 @@ def _flags_layer(
         relay, servers = _parsed("-H", parse_http_forward, text)
         layer.remote.append(RemoteForward(relay, (), servers, source=f"-H {text}"))
     return layer
+
+
+def hide_argument(secret: str) -> None:
+    """Take a secret out of this process's command line, as ``ps`` shows it. Others have had a moment to read it."""
+    needle = os.fsencode(secret)
+    if not needle:
+        return
+    try:
+        # proc(5): arg_start and arg_end are fields 48 and 49, and the name in field 2 may hold anything.
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        start, end = int(fields[45]), int(fields[46])
+        command_line = Path("/proc/self/cmdline").read_bytes()
+    except (OSError, ValueError, IndexError):
+        return  # not Linux, or not to be read
+    if end - start != len(command_line) or command_line != ctypes.string_at(start, end - start):
+        return
+    place = command_line.find(needle)
+    while place >= 0:
+        ctypes.memset(start + place, ord("*"), len(needle))
+        place = command_line.find(needle, place + len(needle))
 
 
 def _parsed(flag: str, parse: Callable[[str], tuple[str, Any]], text: str) -> tuple[str, Any]:

@@ -264,6 +264,17 @@ async def test_a_relay_that_is_not_there_ends_it():
     assert KEY not in err
 
 
+async def test_a_key_does_not_stay_in_the_command_line(relay):
+    text = relay.connection_string()
+    args = ("-x", text, "-L", f"127.0.0.1:{free_port()}:sql", "-k", KEY, "-K", "rule")
+    async with run_program("bridge", *args) as it:
+        await it.wait_err("1 of 1 local forwards listen")
+        shown = it.command_line
+        assert f"-x {'*' * len(text)} -L" in shown
+        assert f"-k {'*' * len(KEY)} -K rule" in shown
+        await stopped(it)
+
+
 async def test_quiet_and_a_log_file(relay, environ, tmp_path):
     local, log = free_port(), tmp_path / "bridge.log"
     args = ("-L", f"127.0.0.1:{local}:sql")

@@ -5,7 +5,7 @@
     -L   [BIND:]PORT[/NAME][;...]:RELAY        SOCKET[/NAME]:RELAY
     -T   RELAY:[NAME/][HOST:]PORT[;...]        RELAY:[NAME/]SOCKET
     -R   RELAY:[HOST:][NAME/]PORT[;...]        the old form of -T
-    -H   RELAY:SCHEME/HOST[/PATH][:PORT]       SCHEME is http or https
+    -H   RELAY:SCHEME/HOST[/PATH][:PORT]       SCHEME is http or https; RELAY:SCHEME/PORT is localhost
 
 A port with a ``U`` behind it is UDP. Beyond azbridge: an IPv6 address and a path may stand in brackets, and absolute
 paths of sockets are taken: ``[::1]:1433/tds:sql``, ``[/run/app/sql.sock]/tds:sql``, ``sql:tds//run/app/sql.sock``.
@@ -265,6 +265,8 @@ def _http(part: str, text: str) -> HttpBinding:
         rest, port_text = rest + colon + port_text, ""
     host, _, path = rest.partition("/")
     number = _USUAL_PORTS[scheme]
+    if not port_text and _PORT.fullmatch(host):  # as azbridge's own page has it; no host is called by a number
+        host, port_text = "localhost", host
     if port_text:
         port = _port(port_text, text)
         if port is None or port[1]:

@@ -100,6 +100,8 @@ def test_old_remote_forwards(text, bindings):
             "https://shop.example:8443/a/b/",
         ),
         ("web:https/shop.example/a/", H("https", "shop.example", 443, "/a/"), "https://shop.example/a/"),
+        ("web:https/443", H("https", "localhost", 443), "https://localhost/"),
+        ("web:http/8080/api", H("http", "localhost", 8080, "/api/"), "http://localhost:8080/api/"),
         ("web:http/[::1]", H("http", "::1", 80), "http://[::1]/"),
         ("web:http/[::1]/x:81", H("http", "::1", 81, "/x/"), "http://[::1]:81/x/"),
     ],
