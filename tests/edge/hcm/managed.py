@@ -142,10 +142,10 @@ class World:
 
 
 @asynccontextmanager
-async def open_world(*, user_metadata: str | None = None) -> AsyncIterator[World]:
+async def open_world(*, user_metadata: str | None = None, **options) -> AsyncIterator[World]:
     # A lost wake-up must fail the test, not hang the suite.
     with trio.fail_after(60), alone():
-        async with open_relay() as relay, trio.open_nursery() as nursery:
+        async with open_relay(**options) as relay, trio.open_nursery() as nursery:
             await relay.create_entity("orders", user_metadata=user_metadata)
             yield World(relay, nursery)
             nursery.cancel_scope.cancel()

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 import trio
+import trustme
 from managed import NO_PROBE, QUICK_PROBE, World, ask, closed_port, open_world, status, until, with_target
 
+import relaycore
 from relaycore import NoListener, Refused, StreamLost
+from relaycore.config import Config, LimitsConfig, TlsConfig
 from relaycore.edge.config.secret import Secret
 from relaycore.edge.config.settings import (
     HcmSettings,
@@ -388,6 +391,57 @@ async def test_a_relay_that_is_not_there_is_told(world: World):
         assert (found.status, found.hcm_status) == ("Connecting", "Disconnected")
         assert str(port) in found.last_error
         assert found.attempts >= 1
+
+
+async def test_a_key_in_new_settings_is_used_at_once(world: World):
+    endpoint = await world.endpoint()
+    right = world.connection(endpoint.target)
+    async with world.manager(replace(right, key=Secret("inline", BAD_KEY))) as manager:
+        assert (await manager.wait_settled("orders")).status == "Unauthorized"
+        plan = manager.reload(HcmSettings((right,)))
+        assert plan.changed == {"orders": ("key",)}
+        assert (await manager.wait_settled("orders")).status == "Connected"
+
+
+async def test_a_full_hybrid_connection_is_told():
+    """8.3, 8.11: too many listeners is no matter of keys, though the relay says 403."""
+    config = Config(limits=LimitsConfig(listeners_per_entity=1))
+    async with open_world(config=config) as world:
+        endpoint = await world.endpoint()
+        connection = world.connection(endpoint.target)
+        async with world.serving(connection) as first, world.manager(connection) as second:
+            found = await second.wait_settled("orders")
+            assert found.status == "Connecting"
+            assert "another one has to leave first" in found.last_error
+            first.pause("orders")
+            await until(lambda: status(second).status == "Connected", 40)
+
+
+async def test_over_tls_with_an_authority_of_ones_own(tmp_path: Path):
+    """8.4 ca_file; and without it the relay is not trusted, which is said."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    issued = authority.issue_cert("localhost")
+    issued.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    issued.private_key_pem.write_to_path(tmp_path / "key.pem")
+    tls = TlsConfig(cert=str(tmp_path / "cert.pem"), key=str(tmp_path / "key.pem"))
+    async with open_world(tls=tls) as world:
+        endpoint = await world.endpoint()
+        relay = RelaySettings("main", f"sb://localhost:{world.relay.port}/", proxy="none")
+        trusting = world.connection(endpoint.target, relay=replace(relay, cafile=tmp_path / "ca.pem"))
+        async with world.manager(world.connection(endpoint.target, relay=relay)) as manager:
+            found = await manager.wait_settled("orders")
+            assert found.status == "Connecting"
+            assert "certificate verify failed" in found.last_error
+            manager.reload(HcmSettings((trusting,)))
+            await until(lambda: status(manager).status == "Connected")
+            text = world.relay.connection_string("orders")
+            async with relaycore.open_stream(text, cafile=tmp_path / "ca.pem") as sender:
+                assert await ask(sender, b"x" * 100_000) == b"x" * 100_000
+                await sender.send_eof()
+                assert await sender.receive_some() == b""
+            await until(lambda: not status(manager).open)
+            assert (status(manager).bytes_in, status(manager).lost) == (100_000, 0)
 
 
 async def test_several_channels_at_once(world: World):
