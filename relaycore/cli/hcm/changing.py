@@ -46,7 +46,9 @@ __all__ = ["add_command", "import_command", "remove_command"]
     help="Where connections lead; several with commas; unix:/PATH; a URL with --profile http."
     "  [default: what the hybrid connection's metadata says]",
 )
-@click.option("--profile", type=click.Choice(list(Profile)), default=Profile.RAW, show_default=True)
+@click.option(
+    "--profile", type=click.Choice([str(one) for one in Profile]), default=str(Profile.RAW), show_default=True
+)
 @click.option(
     "--key-file",
     metavar="FILE",

@@ -307,7 +307,7 @@ _FORWARD = Section(
         Key(
             "hosts",
             place_kinds.HOSTS,
-            "Names that lead to it.",
+            "Names that lead to it; `*.SUFFIX` for the stub resolver and the proxy port.",
             default="the host of the endpoint in the hybrid connection's own text",
         ),
         Key("port", count(0, 65_535), "The endpoint's port, as programs dial it; 0: as that text says."),

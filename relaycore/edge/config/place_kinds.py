@@ -265,7 +265,11 @@ PROBE: Final = Kind(_read_probe, format_probe, has_parts=True)
 def _read_host(raw: Raw) -> str:
     text = text_of(raw, "a name, or *.SUFFIX")
     prefix, name = ("*.", text[2:]) if text.startswith("*.") else ("", text)
-    return prefix + parse_target(f"[{name}]:1" if ":" in name else f"{name}:1").host.lower().rstrip(".")
+    try:
+        host = parse_target(f"[{name}]:1" if ":" in name else f"{name}:1").host
+    except ConfigError:
+        raise ConfigError(f"expected a name without a port, or *.SUFFIX (found {text!r:.100})") from None
+    return prefix + host.lower().rstrip(".")
 
 
 HOSTS: Final = several(Kind(_read_host))

@@ -381,7 +381,9 @@ def test_the_server_and_the_edge_leave_each_other_alone(tmp_path):
         (FORWARD + "profile = 'http'", 5, "connect.forward.0.profile", "expected raw or azbridge"),
         (FORWARD + "listen = 'udp:127.0.0.1:53'", 5, "connect.forward.0.listen", "UDP goes with"),
         (FORWARD + "listen = [{unix='/x', mod='1'}]", 5, "connect.forward.0.listen", "expected { unix"),
-        (FORWARD + "hosts = ['a b']", 5, "connect.forward.0.hosts", "expected HOST"),
+        (FORWARD + "hosts = ['a b']", 5, "connect.forward.0.hosts", "expected a name without a port"),
+        (FORWARD + "hosts = ['a:80']", 5, "connect.forward.0.hosts", "expected a name without a port"),
+        (FORWARD + "hosts = ['*']", 5, "connect.forward.0.hosts", "expected a name without a port"),
         (
             FORWARD + "listen='127.0.0.1:80'\n[[connect.forward]]\nname='b'\nlisten='127.0.0.1:80'",
             8,
@@ -555,8 +557,9 @@ def test_a_unix_listener_may_be_a_table(given):
 
 
 def test_names_lead_there_in_small_letters(given):
-    assert only(given(f'{FORWARD}hosts = ["SqlDB.Corp.example.", "10.2.0.8"]\n')).hosts == (
+    assert only(given(f'{FORWARD}hosts = ["SqlDB.Corp.example.", "*.Corp.example", "10.2.0.8"]\n')).hosts == (
         "sqldb.corp.example",
+        "*.corp.example",
         "10.2.0.8",
     )
 
