@@ -28,7 +28,7 @@ from typing import Final
 
 import trio
 
-from ...errors import ConfigError
+from ...errors import ConfigError, RemoteProtocolError
 from ..config.settings import ConnectSettings, DnsSettings, ListenAt
 from .listeners import ListenFailed, LocalListener, open_local
 from .loopback import parse_pool
@@ -48,7 +48,19 @@ try:
 except ImportError as error:
     raise ConfigError("the DNS stub needs the package dnspython: pip install 'relaycore[edge]'") from error
 
-__all__ = ["DnsStub", "OpenedDns", "Zone", "open_dns", "serve_dns", "system_name_servers"]
+__all__ = [
+    "Answered",
+    "DnsStub",
+    "OpenedDns",
+    "Zone",
+    "ask_tcp",
+    "ask_udp",
+    "build_question",
+    "open_dns",
+    "read_answer",
+    "serve_dns",
+    "system_name_servers",
+]
 
 DEFAULT_POOL: Final = ConnectSettings().pool
 
@@ -275,7 +287,7 @@ class DnsStub:
 
     async def _ask_each(self, query: bytes, is_tcp: bool) -> bytes | None:
         servers = [server for server in self._name_servers() if server not in self.own_addresses]
-        ask = _ask_tcp if is_tcp else _ask_udp
+        ask = ask_tcp if is_tcp else ask_udp
         for server in servers * (1 if is_tcp else 2):
             with trio.move_on_after(_UPSTREAM_TIMEOUT), contextlib.suppress(OSError, trio.BrokenResourceError):
                 answer = await ask(server, query)
@@ -360,7 +372,12 @@ def system_name_servers(path: Path = Path("/etc/resolv.conf")) -> list[tuple[str
     return found[:3]
 
 
-async def _ask_udp(server: tuple[str, int], query: bytes) -> bytes | None:
+async def ask_udp(server: tuple[str, int], query: bytes) -> bytes | None:
+    """Ask a name server; its answer, under another number than the question's. Deadlines are the caller's.
+
+    Raises:
+      OSError: it cannot be asked, or refuses.
+    """
     family = trio.socket.AF_INET6 if ":" in server[0] else trio.socket.AF_INET
     with trio.socket.socket(family, trio.socket.SOCK_DGRAM) as sock:
         await sock.connect(server)
@@ -372,12 +389,58 @@ async def _ask_udp(server: tuple[str, int], query: bytes) -> bytes | None:
                 return bytes(answer)
 
 
-async def _ask_tcp(server: tuple[str, int], query: bytes) -> bytes | None:
+async def ask_tcp(server: tuple[str, int], query: bytes) -> bytes | None:
+    """As `ask_udp`, over TCP; None: it hung up, or answered something else.
+
+    Raises:
+      OSError, trio.BrokenResourceError: the connection failed, or broke.
+    """
     async with await trio.open_tcp_stream(*server) as stream:
         sent = secrets.token_bytes(2) + query[2:]
         await stream.send_all(len(sent).to_bytes(2, "big") + sent)
         answer = await _receive_framed(stream)
         return answer if answer is not None and _fits(sent, answer) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What a name server says, for people.
+
+    Attributes:
+      records: in the form of a zone file.
+      word: ``NOERROR``, ``NXDOMAIN``, ``REFUSED``, ...
+      is_cut: the rest comes over TCP only.
+    """
+
+    records: tuple[str, ...]
+    word: str
+    is_cut: bool
+
+
+def build_question(name: str, kind: str) -> bytes:
+    """A question for a name server.
+
+    Raises:
+      ConfigError: the name or the type is none.
+    """
+    try:
+        return dns.message.make_query(name, kind.upper(), use_edns=0).to_wire()
+    except (dns.exception.DNSException, UnicodeError) as error:
+        raise ConfigError(f"{name!r} {kind!r} is no question for DNS: {error}") from error
+
+
+def read_answer(data: bytes) -> Answered:
+    """Read what came back.
+
+    Raises:
+      RemoteProtocolError: it is no message.
+    """
+    try:
+        message = dns.message.from_wire(data)
+    except (dns.exception.DNSException, ValueError) as error:
+        raise RemoteProtocolError(f"the answer is no DNS message: {error}", section="RFC 1035 4") from error
+    records = [line for rrset in message.answer for line in rrset.to_text().splitlines()]
+    return Answered(tuple(records), dns.rcode.to_text(message.rcode()), bool(message.flags & dns.flags.TC))
 
 
 def _fits(query: bytes, answer: bytes) -> bool:

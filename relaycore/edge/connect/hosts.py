@@ -210,8 +210,8 @@ class HostsFile:
         if len(begins) != 1 or len(ends) != 1 or ends[0] < begins[0]:
             where = ", ".join(str(number + 1) for number in sorted([*begins, *ends]))
             raise ConfigError(
-                f"the markers of relaycore's block do not match (lines {where}); take them, and what is between them, out"
-                " by hand, then try again",
+                f"the markers of relaycore's block do not match (lines {where}); take them, and what is between them,"
+                " out by hand, then try again",
                 source=str(self.path),
             )
         return begins[0], ends[0] + 1

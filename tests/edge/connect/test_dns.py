@@ -470,7 +470,7 @@ async def test_name_servers_that_are_silent_or_none(autojump_clock: MockClock):
             await trio.sleep_forever()
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("relaycore.edge.connect.dns._ask_udp", wait_forever)
+            patch.setattr("relaycore.edge.connect.dns.ask_udp", wait_forever)
             began = trio.current_time()
             answer = dns.message.from_wire(await stub.answer(OTHER.to_wire(), is_tcp=False))
             assert trio.current_time() - began == pytest.approx(4.0 * len(servers))
@@ -490,7 +490,7 @@ async def test_a_question_in_a_circle_ends(autojump_clock: MockClock):
 
     stub = stub_of("system", name_servers=lambda: [("192.0.2.1", 53)])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("relaycore.edge.connect.dns._ask_udp", ask_us)
+        patch.setattr("relaycore.edge.connect.dns.ask_udp", ask_us)
         answer = dns.message.from_wire(await stub.answer(OTHER.to_wire(), is_tcp=False))
     assert answer.rcode() == dns.rcode.SERVFAIL
     assert asked == 2
@@ -545,7 +545,7 @@ async def test_too_many_questions_fail_at_once():
         await trio.sleep_forever()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("relaycore.edge.connect.dns._ask_udp", wait_forever)
+        patch.setattr("relaycore.edge.connect.dns.ask_udp", wait_forever)
         async with trio.open_nursery() as nursery:
             for number in range(256):
                 query = dns.message.make_query(f"n{number}.example", "A").to_wire()

@@ -1,0 +1,68 @@
+"""Which names lead where: from the running program, which knows best, or from the settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import click
+
+from .common import client_of, port_of, state_file
+
+if TYPE_CHECKING:
+    from ...edge.config.load import Loaded
+    from ...edge.connect.status import Redirection
+
+__all__ = ["find_names", "names_of_settings", "only"]
+
+_PATIENCE_S = 5.0
+
+
+async def find_names(loaded: Loaded) -> list[Redirection]:
+    """Ask the running forwarder of these settings, or read the settings where none runs.
+
+    Only the running one knows names that stand in a hybrid connection's own text; that some are missing is said on
+    standard error.
+    """
+    import msgspec
+    import trio
+
+    from ...edge.connect.status import Redirection
+    from ...edge.control.protocol import NotRunning
+
+    try:
+        with trio.fail_after(_PATIENCE_S):
+            return msgspec.convert(await client_of(loaded).call("names"), list[Redirection])
+    except NotRunning:
+        why = "`relaycore connect run` is not running"
+    except trio.TooSlowError:
+        why = f"the running `relaycore connect` did not answer within {_PATIENCE_S:g} s"
+    found, unknown = names_of_settings(loaded)
+    if unknown:
+        click.echo(
+            f"relaycore: warning: {why}, and only the relay knows the names of {', '.join(unknown)};"
+            " start it, or set hosts for these forwards",
+            err=True,
+        )
+    return found
+
+
+def names_of_settings(loaded: Loaded) -> tuple[list[Redirection], list[str]]:
+    """What the settings say, and the forwards of which they say nothing."""
+    from ...edge.connect.loopback import LoopbackAddresses
+    from ...edge.connect.status import Redirection
+
+    settings = loaded.settings.connect
+    addresses = LoopbackAddresses(settings.pool, state_file()).assign(one.name for one in settings.forwards)
+    found = [
+        Redirection(one.name, host.lower().rstrip("."), addresses[one.name], port_of(one))
+        for one in settings.forwards
+        for host in one.hosts
+    ]
+    return found, [one.name for one in settings.forwards if not one.hosts]
+
+
+def only(names: Iterable[Redirection], wanted: Iterable[str]) -> list[Redirection]:
+    """Those of the forwards or hosts that are named; all, where nothing is."""
+    picked = {word.lower().rstrip(".") for word in wanted}
+    return [one for one in names if not picked or one.forward.lower() in picked or one.host in picked]

@@ -1,0 +1,282 @@
+"""``relaycore connect hosts`` and ``dns``: names from the settings or the running program, texts, checks, questions."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+from functools import partial
+from pathlib import Path
+
+import dns.message
+import pytest
+import trio
+
+from relaycore.cli.connect.dns_setup import SYSTEMS, domains_of, setup_text
+from relaycore.cli.connect.names import only
+from relaycore.edge.config.settings import DnsSettings, ListenAt
+from relaycore.edge.connect.dns import build_question, read_answer, serve_dns
+from relaycore.edge.connect.hosts import HostsFile
+from relaycore.edge.connect.status import Redirection
+from relaycore.edge.control.server import serve_control
+from relaycore.errors import ConfigError, RemoteProtocolError
+
+SETTINGS = """
+[relay.main]
+endpoint = "sb://relay.example/"
+[connect.control]
+socket = "{directory}/connect.sock"
+[connect.dns]
+listen = ["127.0.0.153:5353"]
+[[connect.forward]]
+name = "orders"
+relay = "main"
+path = "sql"
+key_name = "send"
+key = {{ env = "KEY" }}
+hosts = ["SQLdb.corp.invalid", "sqldb"]
+port = 1433
+[[connect.forward]]
+name = "web"
+relay = "main"
+path = "web"
+key_name = "send"
+key = {{ env = "KEY" }}
+hosts = ["*.web.invalid"]
+port = 443
+[[connect.forward]]
+name = "unknown"
+relay = "main"
+path = "other"
+key_name = "send"
+key = {{ env = "KEY" }}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    path = tmp_path / "relaycore.toml"
+    path.write_text(SETTINGS.format(directory=tmp_path))
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "state"))
+    return ["--config", str(path)]
+
+
+@pytest.fixture
+def hosts(tmp_path: Path) -> Path:
+    path = tmp_path / "hosts"
+    path.write_text("127.0.0.1 localhost\n")
+    return path
+
+
+# hosts ---------------------------------------------------------------------------------------------------------------
+
+
+def test_print_apply_check_remove(invoke, config: list[str], hosts: Path):
+    """connection manager 8.6: hosts print, apply, remove; twice is once."""
+    printed = invoke("connect", "hosts", "print", *config)
+    assert printed.exit_code == 0
+    lines = printed.stdout.splitlines()
+    assert [line.split()[1] for line in lines[1:-1]] == ["sqldb.corp.invalid", "sqldb"]
+    assert "only the relay knows the names of unknown" in printed.stderr
+    dry = invoke("connect", "hosts", "apply", "--dry-run", "--file", str(hosts), *config)
+    assert hosts.read_text() == "127.0.0.1 localhost\n"
+    done = invoke("connect", "hosts", "apply", "--file", str(hosts), *config)
+    assert hosts.read_text() == "127.0.0.1 localhost\n" + printed.stdout
+    assert done.exit_code == dry.exit_code == 0
+    assert "+ sqldb.corp.invalid -> 127.77." in done.stdout
+    assert dry.stdout.splitlines()[:2] == done.stdout.splitlines()[:2]
+    assert "skipped *.web.invalid" in done.stdout
+    again = invoke("connect", "hosts", "apply", "--file", str(hosts), *config)
+    assert "nothing to change" in again.stdout
+    gone = invoke("connect", "hosts", "remove", "--file", str(hosts))
+    assert gone.exit_code == 0
+    assert hosts.read_text() == "127.0.0.1 localhost\n"
+
+
+def test_apply_from_what_was_printed(invoke, config: list[str], hosts: Path):
+    """The way with sudo: root need not have these settings."""
+    printed = invoke("connect", "hosts", "print", *config).stdout
+    done = invoke("connect", "hosts", "apply", "--from", "-", "--file", str(hosts), input=printed)
+    assert done.exit_code == 0
+    assert hosts.read_text().endswith(printed)
+    bad = invoke("connect", "hosts", "apply", "--from", "-", "--file", str(hosts), input="10.0.0.1 bank.example\n")
+    assert bad.exit_code == 3
+    assert "bank" not in hosts.read_text()
+
+
+def test_somebody_elses_entry(invoke, config: list[str], hosts: Path):
+    hosts.write_text("10.0.0.1 sqldb\n")
+    done = invoke("connect", "hosts", "apply", "--file", str(hosts), *config)
+    assert done.exit_code == 3
+    assert f"{hosts}:1: sqldb is 10.0.0.1 there" in done.stderr
+    assert hosts.read_text() == "10.0.0.1 sqldb\n"
+
+
+def test_check_leaves_with_8(invoke, config: list[str], hosts: Path):
+    """connection manager 8.11: exit code 8, name not redirected."""
+    done = invoke("connect", "hosts", "check", "--file", str(hosts), *config)
+    assert done.exit_code == 8
+    assert "FAIL sqldb.corp.invalid -> NOT redirected (no such name), expected 127.77." in done.stdout
+    assert "FAIL *.web.invalid -> NOT redirected" in done.stdout
+    assert "dns setup" in done.stdout
+    done = invoke("connect", "hosts", "check", "web", "--file", str(hosts), *config)
+    assert done.stdout.count("\n") == 1
+    done = invoke("connect", "hosts", "check", "nonsense", "--file", str(hosts), *config)
+    assert done.exit_code == 3
+
+
+def test_check_is_content(invoke, config: list[str], hosts: Path, monkeypatch: pytest.MonkeyPatch):
+    invoke("connect", "hosts", "apply", "--file", str(hosts), *config)
+    found = {name: address for _, address, name, _ in HostsFile(hosts).entries()}
+
+    async def getaddrinfo(host: str, port: int | None, **_options):
+        await trio.lowlevel.checkpoint()
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (found[host], port))]
+
+    monkeypatch.setattr(trio.socket, "getaddrinfo", getaddrinfo)
+    done = invoke("connect", "hosts", "check", "orders", "--file", str(hosts), *config)
+    assert done.exit_code == 0
+    assert f" ok  sqldb -> {found['sqldb']} ({hosts}:4)" in done.stdout
+
+
+async def test_the_running_program_knows_best(invoke, config: list[str], tmp_path: Path):
+    """Names that only the relay's text has, and the addresses that are really in use."""
+
+    async def names(_arguments, _emit) -> object:
+        await trio.lowlevel.checkpoint()
+        return [Redirection("unknown", "from-the-relay.invalid", "127.77.8.8", 1)]
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(serve_control, tmp_path / "connect.sock", {"names": names})
+        done = await trio.to_thread.run_sync(partial(invoke, "connect", "hosts", "print", *config))
+        nursery.cancel_scope.cancel()
+    assert done.exit_code == 0
+    assert done.stderr == ""
+    assert "127.77.8.8\tfrom-the-relay.invalid\t# unknown\n" in done.stdout
+    assert "sqldb" not in done.stdout
+
+
+def test_picking_names():
+    names = [Redirection("a", "x.test", "127.0.0.2", 1), Redirection("b", "y.test", "127.0.0.3", 1)]
+    assert only(names, []) == names
+    assert only(names, ["A"]) == names[:1]
+    assert only(names, ["Y.test."]) == names[1:]
+    assert only(names, ["z"]) == []
+
+
+# dns -----------------------------------------------------------------------------------------------------------------
+
+
+def test_domains():
+    """What one domain covers is not routed twice; what is no name gets into no text."""
+    hosts = ["b.web.example", "*.web.example", "Web.example.", "sqldb", "10.0.0.1", "x\ny", 'a"b', "$(x)", "*.a"]
+    assert domains_of(hosts) == ["a", "sqldb", "web.example"]
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_every_text_names_stub_and_domains(invoke, config: list[str], system: str):
+    """connection manager 8.6: ready text for each resolver."""
+    done = invoke("connect", "dns", "setup", system, *config)
+    assert done.exit_code == 0
+    for word in ("127.0.0.153", "5353", "sqldb.corp.invalid", "web.invalid"):
+        assert word in done.stdout
+
+
+def test_texts_letter_by_letter():
+    domains = ["sqldb", "web.example"]
+    assert setup_text("systemd-resolved", "127.0.0.153", 5353, domains).splitlines()[:5] == [
+        "# /etc/systemd/resolved.conf.d/relaycore.conf",
+        "[Resolve]",
+        "DNS=127.0.0.153:5353",
+        "Domains=~sqldb ~web.example",
+        "ResolveUnicastSingleLabel=yes",
+    ]
+    assert "SingleLabel" not in setup_text("systemd-resolved", "::1", 53, ["web.example"])
+    assert "server=/web.example/127.0.0.153#5353\n" in setup_text("dnsmasq", "127.0.0.153", 5353, domains)
+    assert "forward . [::1]:5353\n" in setup_text("coredns", "::1", 5353, domains)
+    assert "nameserver 127.0.0.153\nport 5353\n" in setup_text("macos", "127.0.0.153", 5353, domains)
+    assert "lo0 alias 127.0.0.153" in setup_text("macos", "127.0.0.153", 5353, domains)
+    assert "lo0" not in setup_text("macos", "127.0.0.1", 5353, domains)
+    windows = setup_text("windows", "127.0.0.153", 5353, domains)
+    assert '-Namespace ".web.example" -NameServers "127.0.0.153"' in windows
+    assert "know no ports" in windows
+    assert "know no ports" not in setup_text("windows", "127.0.0.153", 53, domains)
+    with pytest.raises(ValueError, match="no text"):
+        setup_text("other", "127.0.0.1", 53, domains)
+
+
+@pytest.mark.parametrize(
+    ("system", "tool", "arguments"),
+    [
+        ("dnsmasq", "dnsmasq", ["--test", "--conf-file={}"]),
+        ("unbound", "unbound-checkconf", ["{}"]),
+    ],
+)
+def test_the_resolvers_own_checkers_agree(system: str, tool: str, arguments: list[str], tmp_path: Path):
+    program = shutil.which(tool, path="/usr/sbin:/sbin:/usr/bin:/bin")
+    if program is None:
+        pytest.skip(f"{tool} is not installed")
+    path = tmp_path / "text.conf"
+    path.write_text(setup_text(system, "127.0.0.153", 5353, ["sqldb", "web.example"]))
+    done = subprocess.run(
+        [program, *(word.format(path) for word in arguments)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_setup_needs_a_stub_and_names(invoke, config: list[str], tmp_path: Path):
+    done = invoke("connect", "dns", "setup", "dnsmasq", *config, "-o", "connect.dns.listen=[]")
+    assert done.exit_code == 3
+    assert "connect.dns.listen" in done.stderr
+    path = tmp_path / "empty.toml"
+    path.write_text('[connect.dns]\nlisten = ["127.0.0.153:5353"]\n')
+    done = invoke("connect", "dns", "setup", "dnsmasq", "--config", str(path))
+    assert done.exit_code == 3
+    assert "no names yet" in done.stderr
+
+
+async def test_query(invoke, config: list[str]):
+    names = [Redirection("orders", "sqldb.corp.invalid", "127.77.1.1", 1433)]
+    settings = DnsSettings((ListenAt("tcp", "127.0.0.1", 0),), 7)
+    async with trio.open_nursery() as nursery:
+        opened = await nursery.start(partial(serve_dns, settings, lambda: names))
+
+        async def ask(*words: str):
+            return await trio.to_thread.run_sync(
+                partial(invoke, "connect", "dns", "query", *words, "--server", opened[0].shown)
+            )
+
+        for more in ([], ["--tcp"]):
+            done = await ask("SQLdb.corp.invalid", *more)
+            assert (done.exit_code, done.stdout) == (0, "SQLdb.corp.invalid. 7 IN A 127.77.1.1\n")
+            assert done.stderr.startswith(f"NOERROR, from {opened[0].shown} in ")
+        done = await ask("1.1.77.127.in-addr.arpa", "ptr")
+        assert done.stdout == "1.1.77.127.in-addr.arpa. 7 IN PTR sqldb.corp.invalid.\n"
+        done = await ask("sqldb.corp.invalid", "AAAA")
+        assert (done.exit_code, done.stdout) == (8, "")
+        assert "NOERROR, nothing of that kind" in done.stderr
+        done = await ask("other.invalid")
+        assert done.exit_code == 8
+        assert "REFUSED" in done.stderr
+        done = await ask("a..b")
+        assert done.exit_code == 3
+        nursery.cancel_scope.cancel()
+
+
+def test_query_of_nobody(invoke, config: list[str]):
+    for more in ([], ["--tcp"]):
+        done = invoke("connect", "dns", "query", "x.invalid", "--server", "127.0.0.1:1", *more)
+        assert done.exit_code == 5
+        assert "cannot ask 127.0.0.1:1: " in done.stderr
+        assert "does relaycore connect run?" in done.stderr
+    for server in ("x", "127.0.0.1:0", "127.0.0.1:70000", "::1"):
+        assert invoke("connect", "dns", "query", "x.invalid", "--server", server).exit_code == 2
+
+
+def test_questions_and_answers():
+    assert dns.message.from_wire(build_question("a.example", "a")).question[0].name.to_text() == "a.example."
+    for name, kind in (("a..b", "A"), ("a", "nonsense")):
+        with pytest.raises(ConfigError, match="no question"):
+            build_question(name, kind)
+    with pytest.raises(RemoteProtocolError):
+        read_answer(b"x")
