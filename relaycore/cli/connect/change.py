@@ -42,7 +42,13 @@ __all__ = ["add_command", "import_command", "reload_command", "remove_command"]
 @click.option(
     "--listen", multiple=True, metavar="ADDRESS", help="auto:PORT, HOST:PORT, unix:/PATH or udp:HOST:PORT; repeatable."
 )
-@click.option("--profile", type=click.Choice(["raw", "azbridge"]), default="raw", show_default=True)
+@click.option(
+    "--profile",
+    type=click.Choice(["raw", "azbridge"]),
+    default="raw",
+    show_default=True,
+    help="What the listener on the other side speaks.",
+)
 @click.option("--port-name", default="", metavar="NAME", help="Of the azbridge profile.  [default: the port's number]")
 @click.option("--key-file", metavar="FILE", type=click.Path(path_type=Path), help="The rule's key is in FILE.")
 @click.option("--key-env", metavar="VARIABLE", help="The rule's key is in the environment of `connect run`.")
