@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import random
 import time
 from collections import Counter
@@ -64,6 +65,13 @@ __all__ = ["Agent"]
 
 _BACKLOG: Final = 1024
 """Senders under way at one time beside those in the queue; further ones are refused with 503."""
+
+_ANSWER_S: Final = 26.0
+"""Seconds from the relay's message to our answer, of the 30 that a sender has; the rest is for the rendezvous. Time in
+the queue is taken off the dial's."""
+
+_LEAST_DIAL_S: Final = 1.0
+"""Seconds that a dial has in any case, after a long time in the queue."""
 
 _FIRST_METADATA_S: Final = 5.0
 """Seconds that a sender waits at the very beginning for the relay to say where the endpoint is."""
@@ -436,12 +444,13 @@ class Agent:
                 task_status.started()
 
         peer = waiting.incoming.remote_endpoint
+        deadline = trio.current_time() + _ANSWER_S
         try:
             async with self._admission.enter(None if peer is None else peer.address):
                 if self.settings.profile is Profile.AZBRIDGE:
                     await self._serve_azbridge(waiting, note_answer)
                 else:
-                    await self._serve_raw(waiting, note_answer)
+                    await self._serve_raw(waiting, note_answer, deadline)
         except DialFailed as failure:
             await self._reject(waiting, failure, "overloaded" if failure.status == 503 else failure.kind)
         except RelayError as error:
@@ -453,13 +462,13 @@ class Agent:
             await self._reject(waiting, DialFailed(502, "the connection manager failed"), "internal")
         note_answer()
 
-    async def _serve_raw(self, waiting: WaitingSender, note_answer: Callable[[], None]) -> None:
+    async def _serve_raw(self, waiting: WaitingSender, note_answer: Callable[[], None], deadline: float) -> None:
         route = await self._find_route()
         health = route.health
         if self._is_refusing and health is not None:
             await self._reject(waiting, health.refusal(), "endpoint-down")
             return
-        dialled = await self._dial(route, route.targets, waiting)
+        dialled = await self._dial(route, route.targets, waiting, deadline)
         try:
             connection = await waiting.accept()
         except BaseException:
@@ -543,11 +552,15 @@ class Agent:
             and health.probe.kind != "none"
         )
 
-    async def _dial(self, route: Route, targets: tuple[Target, ...], waiting: WaitingSender) -> Dialled:
+    async def _dial(
+        self, route: Route, targets: tuple[Target, ...], waiting: WaitingSender, deadline: float = math.inf
+    ) -> Dialled:
+        settings = self.settings.dial
+        left = max(deadline - trio.current_time(), _LEAST_DIAL_S)
         try:
             dialled = await dial(
                 targets,
-                self.settings.dial,
+                settings if settings.timeout_s <= left else replace(settings, timeout_s=left),
                 order_state=route.order,
                 policy=self._policy(),
                 peer=waiting.incoming.remote_endpoint,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -234,6 +235,18 @@ async def test_a_dial_without_an_answer_is_a_504(world: World):
             assert error.http_status == 504
             assert "does not answer within 0.3 s" in error.message
             assert status(manager).rejected == {"timeout": 1}
+
+
+async def test_a_dial_ends_before_the_sender_has_waited_for_too_long(world: World, monkeypatch: pytest.MonkeyPatch):
+    """8.5.1: total within the relay's 30 s, however long a dial may take by the settings."""
+    monkeypatch.setattr("relaycore.edge.hcm.agent._ANSWER_S", 0.2)
+    monkeypatch.setattr("relaycore.edge.hcm.agent._LEAST_DIAL_S", 0.1)
+    with silent_port() as port:
+        dial = DialSettings(timeout_s=29)
+        async with world.serving(world.connection(Target("127.0.0.1", port), dial=dial)):
+            error = await refusal_of(world)
+            assert error.http_status == 504
+            assert re.search(r"does not answer within 0\.[12]\d* s", error.message)
 
 
 async def test_an_unknown_name_is_a_502(world: World):
