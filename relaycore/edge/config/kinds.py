@@ -46,12 +46,14 @@ class Source:
     Attributes:
       text: for people: ``FILE:LINE``, a variable, or ``-o``.
       file: that it stood in, or None.
+      is_private: only the owner of the file may read it; or it is no regular file, and has no readers of its own.
       variable: of the environment that it stood in, or ``""``.
       environ: for names of directories in paths.
     """
 
     text: str
     file: Path | None = None
+    is_private: bool = False
     variable: str = ""
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
 

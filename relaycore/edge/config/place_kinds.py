@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
@@ -70,16 +69,10 @@ def _check_private(source: Source, what: str) -> None:
             f"{what} does not belong on a command line, which everybody can read with ps; name its place:"
             " .file=FILE, .env=VARIABLE or .credential=NAME"
         )
-    if source.file is None:
-        return
-    try:
-        mode = source.file.stat().st_mode
-    except OSError as error:
-        raise ConfigError(f"{source.file} cannot be read: {error.strerror}") from error
-    if stat.S_ISREG(mode) and mode & 0o077:
+    if source.file is not None and not source.is_private:
         raise ConfigError(
-            f"{what} stands in a file that others can read (mode {mode & 0o777:03o}); chmod 600 {source.file},"
-            " or name its place: { file = FILE }, { env = VARIABLE } or { credential = NAME }"
+            f"{what} stands in a file that others can read; chmod 600 {source.file}, or name its"
+            " place: { file = FILE }, { env = VARIABLE } or { credential = NAME }"
         )
 
 

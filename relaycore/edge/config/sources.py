@@ -9,7 +9,9 @@ Nothing here knows what a value means. What is wrong is collected, so that one l
 from __future__ import annotations
 
 import difflib
+import os
 import re
+import stat
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -125,6 +127,7 @@ def read_sources(
 def _read_file(path: Path, environ: Mapping[str, str], problems: Problems) -> Table | None:
     try:
         with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
             data = file.read(_MAX_BYTES + 1)
         text = data.decode()
         if len(data) > _MAX_BYTES:
@@ -138,7 +141,8 @@ def _read_file(path: Path, environ: Mapping[str, str], problems: Problems) -> Ta
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         problems.add(f"is not TOML: {error}", _with_line(path, str(error), text), ())
     else:
-        return _FileReader(path, key_lines(text), environ, problems).table(document, ROOT, ())
+        is_private = not (stat.S_ISREG(mode) and mode & 0o077)
+        return _FileReader(path, is_private, key_lines(text), environ, problems).table(document, ROOT, ())
     return None
 
 
@@ -153,6 +157,7 @@ class _FileReader:
     """Sorts the values of one document by what the sections know."""
 
     path: Path
+    is_private: bool
     lines: Mapping[KeyPath, int]
     environ: Mapping[str, str]
     problems: Problems
@@ -160,7 +165,7 @@ class _FileReader:
     def source(self, path: KeyPath) -> Source:
         line = self.lines.get(path)
         text = str(self.path) if line is None else f"{self.path}:{line}"
-        return Source(text, file=self.path, environ=self.environ)
+        return Source(text, file=self.path, is_private=self.is_private, environ=self.environ)
 
     def table(self, document: Mapping[str, object], section: Section, path: KeyPath) -> Table:
         table = Table(section, self.source(path))
