@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..client.connection import Connection
@@ -62,7 +63,7 @@ class RelayAccess:
         return cls(
             connection_string=parsed,
             token=_provider(settings.key_name, settings.key, settings.token, now_unix),
-            ssl_context=client_ssl_context(relay.cafile) if relay.cafile is not None else None,
+            ssl_context=None if relay.cafile is None else _trust(relay.cafile),
             proxy=choose_proxy(relay.proxy, parsed.host),
             keep_alive_s=relay.keep_alive_s,
         )
@@ -99,6 +100,13 @@ class RelayAccess:
         return ManagementClient(
             self.connection_string, token=self.token, ssl_context=self.ssl_context, proxy=self.proxy
         )
+
+
+def _trust(cafile: Path) -> ssl.SSLContext:
+    """The file's authorities and the system's."""
+    context = client_ssl_context(cafile)
+    context.load_default_certs()
+    return context
 
 
 def _provider(

@@ -7,6 +7,7 @@ import functools
 import os
 import signal
 import socket
+import ssl
 import tomllib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,6 +17,7 @@ import dns.message
 import dns.rrset
 import pytest
 import trio
+import trustme
 from programs import Program, finish, run_program
 
 import relaycore
@@ -228,6 +230,34 @@ async def test_http_goes_to_a_server(relay, environ):
             assert answer.startswith(b"HTTP/1.1 200 ")
             assert answer.endswith(b"ok")
             await stopped(it)
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_https_server_is_trusted_by_its_authority(relay, environ, tmp_path):
+    authority = trustme.CA()
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("localhost").configure_cert(context)
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+
+    async def serve(stream: trio.SSLStream) -> None:
+        with contextlib.suppress(trio.BrokenResourceError):
+            await stream.receive_some()
+            await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
+            await stream.aclose()
+
+    await relay.create_entity("open", requires_client_authorization=False)
+    async with trio.open_nursery() as nursery:
+        start = functools.partial(trio.serve_ssl_over_tcp, serve, 0, context, host="127.0.0.1")
+        [listener] = await nursery.start(start)
+        port = listener.transport_listener.socket.getsockname()[1]
+        for trust, status in (((), b"502"), (("--cafile", str(tmp_path / "ca.pem")), b"200")):
+            async with run_program("bridge", "-H", f"open:https/localhost:{port}", *trust, environ=environ) as it:
+                await it.wait_err("1 of 1 remote ones do")
+                async with await trio.open_tcp_stream("127.0.0.1", relay.port) as stream:
+                    await stream.send_all(b"GET /open/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                    answer = await stream.receive_some()
+                assert answer.startswith(b"HTTP/1.1 " + status)
+                await stopped(it)
         nursery.cancel_scope.cancel()
 
 

@@ -409,7 +409,7 @@ class Agent:
                 sender_scheme=scheme,
                 connect_timeout=min(settings.dial.timeout_s, 20.0),
             )
-            forwarder = HttpForwarder(forward, settings.path)
+            forwarder = HttpForwarder(forward, settings.path, access.ssl_context)
 
             async def forward_websockets() -> None:
                 await forwarder.run(listener)
