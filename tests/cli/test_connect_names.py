@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 import shutil
 import socket
-import subprocess
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import trio
 from relaycore.cli.connect.dns_setup import SYSTEMS, domains_of, setup_text
 from relaycore.cli.connect.names import only
 from relaycore.edge.config.settings import DnsSettings, ListenAt
-from relaycore.edge.connect.dns import build_question, read_answer, serve_dns
+from relaycore.edge.connect.dns import Answered, ask_udp, build_question, read_answer, serve_dns
 from relaycore.edge.connect.hosts import HostsFile
 from relaycore.edge.connect.status import Redirection
 from relaycore.edge.control.server import serve_control
@@ -205,23 +207,92 @@ def test_texts_letter_by_letter():
         setup_text("other", "127.0.0.1", 53, domains)
 
 
+def find_tool(name: str) -> str | None:
+    return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+
+
+def free_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+def dnsmasq(directory: Path, text: str, port: int) -> tuple[list[str], list[str]]:
+    """The command that checks a text, and the one that serves by it."""
+    path = directory / "dnsmasq.conf"
+    path.write_text(text)
+    program = [str(find_tool("dnsmasq")), f"--conf-file={path}"]
+    options = f"-k --port={port} --listen-address=127.0.0.1 --bind-interfaces --no-resolv --no-hosts --stop-dns-rebind"
+    return [*program, "--test"], [*program, *options.split(), f"--pid-file={directory}/pid", f"--user={user_name()}"]
+
+
+def unbound(directory: Path, text: str, port: int) -> tuple[list[str], list[str]]:
+    path = directory / "unbound.conf"
+    own = f'''
+server:
+    directory: "{directory}"
+    chroot: ""
+    username: ""
+    pidfile: ""
+    interface: 127.0.0.1
+    port: {port}
+    use-syslog: no
+    do-daemonize: no
+'''
+    path.write_text(own + text)
+    return [str(find_tool("unbound-checkconf")), str(path)], [str(find_tool("unbound")), "-d", "-c", str(path)]
+
+
+def user_name() -> str:
+    return pwd.getpwuid(os.geteuid()).pw_name
+
+
+@pytest.mark.interop
 @pytest.mark.parametrize(
-    ("system", "tool", "arguments"),
+    "resolver",
     [
-        ("dnsmasq", "dnsmasq", ["--test", "--conf-file={}"]),
-        ("unbound", "unbound-checkconf", ["{}"]),
+        pytest.param(
+            resolver, marks=pytest.mark.skipif(find_tool(resolver.__name__) is None, reason="it is not installed")
+        )
+        for resolver in (dnsmasq, unbound)
     ],
 )
-def test_the_resolvers_own_checkers_agree(system: str, tool: str, arguments: list[str], tmp_path: Path):
-    program = shutil.which(tool, path="/usr/sbin:/sbin:/usr/bin:/bin")
-    if program is None:
-        pytest.skip(f"{tool} is not installed")
-    path = tmp_path / "text.conf"
-    path.write_text(setup_text(system, "127.0.0.153", 5353, ["sqldb", "web.example"]))
-    done = subprocess.run(
-        [program, *(word.format(path) for word in arguments)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+async def test_real_resolvers_lead_to_the_stub(resolver, tmp_path: Path):
+    """connection manager 8.6: the text as it is printed, in a resolver that others have written."""
+    names = [
+        Redirection("orders", "sqldb", "127.77.1.1", 1433),
+        Redirection("web", "*.web.invalid", "127.77.2.2", 443),
+    ]
+    port = free_port()
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            settings = DnsSettings((ListenAt("tcp", "127.0.0.1", 0),), 7)
+            opened = await nursery.start(partial(serve_dns, settings, lambda: names))
+            text = setup_text(resolver.__name__, *opened[0].address, domains_of(one.host for one in names))
+            check, serve = resolver(tmp_path, text, port)
+            done = await trio.run_process(check, check=False, capture_stdout=True, capture_stderr=True)
+            assert done.returncode == 0, done
+            process = await nursery.start(partial(trio.run_process, serve, check=False, capture_stderr=True))
+            try:
+                assert (await ask_until_it_answers(port, "sqldb", "A")).records == ("sqldb. 7 IN A 127.77.1.1",)
+                answer = await ask_until_it_answers(port, "B.a.web.invalid", "A")
+                assert answer.records == ("B.a.web.invalid. 7 IN A 127.77.2.2",)
+                for kind in ("AAAA", "HTTPS"):
+                    answer = await ask_until_it_answers(port, "a.web.invalid", kind)
+                    assert (answer.word, answer.records) == ("NOERROR", ())
+            finally:
+                process.kill()
+            nursery.cancel_scope.cancel()
+
+
+async def ask_until_it_answers(port: int, name: str, kind: str) -> Answered:
+    """A resolver that has just started is not there yet."""
+    while True:
+        with trio.move_on_after(1), suppress(OSError):
+            data = await ask_udp(("127.0.0.1", port), build_question(name, kind))
+            assert data is not None
+            return read_answer(data)
+        await trio.sleep(0.02)
 
 
 def test_setup_needs_a_stub_and_names(invoke, config: list[str], tmp_path: Path):

@@ -89,7 +89,12 @@ def _dnsmasq(host: str, port: int, domains: list[str]) -> str:
 def _unbound(host: str, port: int, domains: list[str]) -> str:
     lines = ["# /etc/unbound/unbound.conf.d/relaycore.conf", "server:", "    do-not-query-localhost: no"]
     for domain in domains:
-        lines += [f'    private-domain: "{domain}."', f'    domain-insecure: "{domain}."']
+        # Answers in 127.0.0.0/8, without signatures, and maybe below a name such as home.arpa that unbound keeps local.
+        lines += [
+            f'    private-domain: "{domain}."',
+            f'    domain-insecure: "{domain}."',
+            f'    local-zone: "{domain}." transparent',
+        ]
     for domain in domains:
         lines += ["forward-zone:", f'    name: "{domain}."', f"    forward-addr: {host}@{port}"]
     lines.append("# then: sudo unbound-checkconf && sudo systemctl reload unbound")
