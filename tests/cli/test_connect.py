@@ -76,16 +76,19 @@ connect = {{ timeout = "5s", attempts = 1 }}
 """
 
     async def publish(self, serve: Callable[[relaycore.Connection], Awaitable[None]]) -> None:
-        await self.nursery.start(self._listen, serve)
+        has_begun = trio.Event()
+        self.nursery.start_soon(self._listen, serve, has_begun)
+        await has_begun.wait()
 
-    async def _listen(self, serve, *, task_status) -> None:
+    async def _listen(self, serve, has_begun: trio.Event) -> None:
         async with (
-            trio.open_nursery() as nursery,
             relaycore.open_listener(self.relay.connection_string("sql")) as listener,
+            trio.open_nursery() as nursery,
         ):
-            task_status.started()
+            has_begun.set()
             while True:
-                nursery.start_soon(self._serve, serve, await listener.accept())
+                connection = await listener.accept()
+                nursery.start_soon(self._serve, serve, connection)
 
     async def _serve(self, serve, connection: relaycore.Connection) -> None:
         with suppress(relaycore.ConnectionLost):

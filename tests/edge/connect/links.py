@@ -7,7 +7,6 @@ import dataclasses
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from functools import partial
 
 import trio
 
@@ -44,7 +43,7 @@ async def open_server(serve: Server) -> AsyncIterator[tuple[str, int]]:
             await serve(stream)
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(trio.serve_listeners, handle, [listener])
+        await nursery.start(trio.serve_listeners, handle, [listener])
         yield listener.socket.getsockname()
         nursery.cancel_scope.cancel()
 
@@ -82,14 +81,22 @@ class Link:
         """A hybrid connection, and a listener whose connections lead to a TCP address. Cancelling it takes it away."""
         with contextlib.suppress(relaycore.RelayError):
             await self.relay.create_entity(path)
-        return await self.nursery.start(partial(self._listen, path, address))
+        scope = trio.CancelScope()
+        has_begun = trio.Event()
+        self.nursery.start_soon(self._listen, path, address, scope, has_begun)
+        await has_begun.wait()
+        return scope
 
-    async def _listen(self, path: str, address: tuple[str, int], *, task_status) -> None:
+    async def _listen(
+        self, path: str, address: tuple[str, int], scope: trio.CancelScope, has_begun: trio.Event
+    ) -> None:
         text = self.relay.connection_string(path, rights=["Listen"])
-        async with trio.open_nursery() as nursery, relaycore.open_listener(text) as listener:
-            task_status.started(nursery.cancel_scope)
-            while True:
-                nursery.start_soon(self._carry, await listener.accept(), address)
+        with scope:
+            async with relaycore.open_listener(text) as listener, trio.open_nursery() as nursery:
+                has_begun.set()
+                while True:
+                    connection = await listener.accept()
+                    nursery.start_soon(self._carry, connection, address)
 
     async def _carry(self, connection: relaycore.Connection, address: tuple[str, int]) -> None:
         try:
