@@ -34,8 +34,9 @@ from ...edge.config.load import Loaded, hcm_socket
 from ...edge.control.http_status import Page, PageSource, serve_pages
 from ...edge.control.metrics import CONTENT_TYPE, Tallies, manager_families, render
 from ...edge.control.notify import Notifier
+from ...edge.control.protocol import ControlError
 from ...edge.control.server import serve_control
-from ...edge.events import Event
+from ...edge.events import Event, EventStream
 from ...edge.hcm.manager import Manager
 from ...edge.hcm.plan import Plan
 from ...edge.hcm.status import Shown
@@ -141,6 +142,7 @@ class Daemon:
         self._reload_lock = trio.Lock()
         self._notifier = Notifier()
         self._tallies = Tallies()
+        self._is_stopping = False
         self._pages_scope = trio.CancelScope()
         self._addresses: list[str] = []  # of the pages
 
@@ -165,7 +167,7 @@ class Daemon:
                 await nursery.start(
                     partial(serve_control, path, make_calls(self), exit_code_for=exit_code_for)
                 )  # first: it says so when another manager runs already
-                nursery.start_soon(self._note_events)
+                nursery.start_soon(self._note_events, self.manager.events())  # from the very first on
                 await nursery.start(self.manager.run, hcm)
                 await nursery.start(self._keep_pages)
                 nursery.start_soon(self._watch_files)
@@ -182,6 +184,7 @@ class Daemon:
             if number == signal.SIGHUP:
                 nursery.start_soon(self._reload_and_say, "SIGHUP")
             elif stopping_since is None:
+                self._is_stopping = True
                 stopping_since = trio.current_time()
                 self._notifier.stopping("waiting for open connections to end")
                 self.manager.stop()
@@ -201,8 +204,11 @@ class Daemon:
 
         Raises:
           ConfigError: they are wrong; those in force stay, and an event says so.
+          ControlError: too late, it is stopping.
         """
         async with self._reload_lock:
+            if self._is_stopping:  # connections that have been let go would be begun again
+                raise ControlError("the daemon is stopping; it reads no settings any more")
             self._notifier.reloading()
             try:
                 self._signature = await trio.to_thread.run_sync(self.book.signature)  # before, not to miss a change
@@ -216,7 +222,8 @@ class Daemon:
                 self._tallies.reloads["failed"] += 1
                 raise
             finally:
-                self._notifier.ready(self._summary())
+                if not self._is_stopping:
+                    self._notifier.ready(self._summary())
             self._tallies.reloads["ok"] += 1
             self._loaded = loaded
             if "metrics" in plan.general:
@@ -231,11 +238,11 @@ class Daemon:
 
     async def _reload_and_say(self, why: str) -> None:
         _log.info("reading the settings anew: %s", why)
-        with suppress(ConfigError):  # an event has said so
+        with suppress(ConfigError, ControlError):  # an event has said so
             await self.reload()
 
     async def _watch_files(self) -> None:
-        while True:
+        while not self._is_stopping:
             await trio.sleep(_POLL)
             async with self._reload_lock:  # what a reload is reading is no news
                 found = await trio.to_thread.run_sync(self.book.signature)
@@ -244,13 +251,12 @@ class Daemon:
 
     # What it tells ---------------------------------------------------------------------------------------------------
 
-    async def _note_events(self) -> None:
-        events = self.manager.events()
+    async def _note_events(self, events: EventStream) -> None:
         async for event in events:
             name = f"{event.name}: " if event.name else ""
             _log.log(_LEVELS.get(event.kind, logging.INFO), "%s%s: %s", name, event.kind, event.text)
             self._count(event)
-            if event.kind not in ("stopping", "drained"):
+            if self._notifier.is_heard and not self._is_stopping:
                 self._notifier.status(self._summary())
 
     def _count(self, event: Event) -> None:

@@ -33,6 +33,11 @@ class Notifier:
         self.watchdog_s: float | None = int(usec) / 1e6 if is_ours and usec.isdecimal() and int(usec) else None
         """Seconds of silence after which the manager thinks that we hang; None: it does not watch."""
 
+    @property
+    def is_heard(self) -> bool:
+        """Whether anybody wants to know."""
+        return bool(self._address)
+
     def ready(self, status: str) -> None:
         """The program does its work."""
         self._send("READY=1", status=status)

@@ -18,6 +18,7 @@ async def test_it_serves_tells_and_ends(world_of):
             ready = json.loads(bytes(daemon.out))
             assert ready["connections"] == 1
             assert ready["pid"] == daemon.process.pid
+            await daemon.wait_err("orders: added: ")
             await world.settled("orders", status="Connected", endpoint_leg="Up")
             assert await world.echoes("orders")
             table = (await world.ok("status")).splitlines()
@@ -43,6 +44,9 @@ async def test_an_open_connection_may_end_after_sigterm(world_of):
                 await daemon.wait_err("stopping")
                 await stream.send_all(b"two")
                 assert await stream.receive_some() == b"two"
+                code, _, err = await world.hcm("reload")
+                assert code == 1
+                assert "the daemon is stopping" in err
                 while await world.is_served("orders"):  # it leaves the relay
                     pass
                 assert daemon.process.returncode is None
@@ -192,17 +196,21 @@ async def test_the_service_manager_is_told(world_of):
 async def test_it_needs_no_file_but_only_the_environment(world_of):
     async with world_of("orders") as world:
         del world.environ["RELAYCORE_CONFIG"]
+        keyless, _, key = world.string("orders").partition("SharedAccessKey=")
+        key, _, rest = key.partition(";")
         world.environ |= {
             "HOME": "/nonexistent",
+            "ORDERS_KEY": key,
+            "RELAYCORE__HCM__CONNECTION__0__KEY__ENV": "ORDERS_KEY",
             "XDG_CONFIG_HOME": str(world.directory / "none"),
             "RELAYCORE__HCM__CONNECTION__0__NAME": "orders",
-            "RELAYCORE__HCM__CONNECTION__0__CONNECTION_STRING": world.string("orders"),
+            "RELAYCORE__HCM__CONNECTION__0__CONNECTION_STRING": keyless + rest,
             "RELAYCORE__HCM__CONNECTION__0__ENDPOINT": world.endpoint.address,
         }
         async with world.daemon() as daemon:
             await world.settled("orders", status="Connected")
             assert await world.echoes("orders")
-            assert b"SharedAccessKey=" not in bytes(daemon.err)
+            assert key.encode() not in bytes(daemon.err)
 
 
 async def test_no_secret_is_in_what_it_says(world_of):
