@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import signal
 import socket
 from contextlib import suppress
 from functools import partial
@@ -13,6 +14,7 @@ from pathlib import Path
 import dns.message
 import pytest
 import trio
+from programs import finish, run_program
 
 from relaycore.cli.connect.dns_setup import SYSTEMS, domains_of, setup_text
 from relaycore.cli.connect.names import only
@@ -22,6 +24,8 @@ from relaycore.edge.connect.hosts import HostsFile
 from relaycore.edge.connect.status import Redirection
 from relaycore.edge.control.server import serve_control
 from relaycore.errors import ConfigError, RemoteProtocolError
+from relaycore.testing import open_relay
+from relaycore.wire.connection_string import parse_connection_string
 
 SETTINGS = """
 [relay.main]
@@ -351,3 +355,58 @@ def test_questions_and_answers():
             build_question(name, kind)
     with pytest.raises(RemoteProtocolError):
         read_answer(b"x")
+
+
+# The whole of it -----------------------------------------------------------------------------------------------------
+
+
+async def test_the_running_program_answers_and_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """connection manager 8.6: `connect run` with a name server; `dns query`, `hosts print` and `hosts check` beside it.
+
+    The forward's name and port stand in the hybrid connection's own text: only the running program can know them.
+    """
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "state"))
+    port = free_port()
+    with trio.fail_after(120):
+        async with open_relay() as relay:
+            text = '[{"key":"endpoint","value":"sqldb.corp.invalid:28077"}]'
+            await relay.create_entity("sql", user_metadata=text)
+            found = parse_connection_string(relay.connection_string("sql", rights=["Send"]))
+            monkeypatch.setenv("KEY", found.key or "")
+            path = tmp_path / "relaycore.toml"
+            path.write_text(
+                f"""
+[relay.main]
+endpoint = "sb://127.0.0.1:{relay.port}/"
+emulator = true
+proxy = "none"
+[connect.control]
+socket = "{tmp_path}/connect.sock"
+[connect.dns]
+listen = ["127.0.0.1:{port}"]
+[[connect.forward]]
+name = "orders"
+relay = "main"
+path = "sql"
+key_name = "{found.key_name}"
+key = {{ env = "KEY" }}
+"""
+            )
+            config = ["--config", str(path)]
+            async with run_program("connect", "run", *config) as program:
+                await program.wait_err("names: on 127.0.0.1:")
+                await program.wait_err("forwards are listening")
+                code, out, err = await finish("connect", "dns", "query", "SQLDB.corp.invalid", *config)
+                assert code == 0, err
+                address = out.decode().split()[-1]
+                assert address.startswith("127.77.")
+                code, out, err = await finish("connect", "dns", "query", "other.invalid", *config)
+                assert code == 8, err
+                code, out, err = await finish("connect", "hosts", "print", *config)
+                assert (code, err) == (0, "")
+                assert f"{address}\tsqldb.corp.invalid\t# orders\n" in out.decode()
+                code, out, err = await finish("connect", "hosts", "check", *config)
+                assert code == 8
+                assert "sqldb.corp.invalid -> NOT redirected" in out.decode()
+                program.signal(signal.SIGTERM)
+                assert await program.exit_code() == 0
