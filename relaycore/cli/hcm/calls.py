@@ -13,10 +13,12 @@ import trio
 from ...edge.access import RelayAccess
 from ...edge.config.settings import HcmConnection
 from ...edge.control.protocol import Arguments, Call, Emit
+from ...edge.diagnose.doctor import examine_hcm_connection
 from ...edge.diagnose.steps import Finding, examine_relay
 from ...edge.hcm.plan import Plan
 from ...edge.hcm.status import TargetCheck
 from ...edge.target.dial import DialFailed
+from ...edge.target.policy import Policy
 from ...errors import ConfigError
 from ..exits import ExitCode
 from ..version import versions
@@ -190,15 +192,14 @@ class _Calls:
         return await self._check(name)
 
     async def do_examine(self, arguments: Arguments, emit: Emit) -> object:
-        """Look at a connection's whole way, and emit a finding for each step."""
+        """Look at all that a connection needs, from the key to the endpoint, and emit a finding for each step."""
         name = arguments.text("name")
         status = self._manager.connection_status(name)
         connection = next(one for one in self._manager.settings.connections if one.name == name)
-        await self._examine_relay(connection, emit)
-        await emit(finding_of_listening(status))
-        for finding in findings_of_checks(await self._check(name), name, level="fail"):
-            await emit(finding)
-        return status
+        policy = Policy(self._manager.settings.policy)
+        await examine_hcm_connection(connection, emit, policy=policy, open_connections=status.open)
+        await emit(finding_of_listening(self._manager.connection_status(name)))
+        return self._manager.connection_status(name)
 
     async def _examine_relay(self, connection: HcmConnection, emit: Emit) -> None:
         try:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import resource
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal
 
 import click
 import msgspec
@@ -18,14 +17,14 @@ from ...edge.config.load import Loaded, parse_target, show
 from ...edge.config.settings import HcmConnection, HcmSettings, RelaySettings
 from ...edge.control.client import ControlClient
 from ...edge.control.protocol import NotRunning
+from ...edge.diagnose.doctor import bundle, examine_hcm_connection
 from ...edge.diagnose.steps import Finding, examine_endpoint, examine_relay
 from ...edge.hcm.plan import UnknownConnection
 from ...edge.hcm.status import ManagerStatus, TargetCheck
 from ...edge.target.policy import Policy
 from ...errors import ConfigError, RelayError
-from ...trace import redact
 from ..exits import ExitCode
-from ..options import run
+from ..options import raise_file_limit, run
 from ..version import versions
 from .asking import Meant, call_as, fetch_status, meant_options
 from .findings import exit_code_of, finding_lines, findings_of_checks, needs_metadata
@@ -33,9 +32,6 @@ from .where import START_COMMAND, Where, where_options
 from .words import clean, span
 
 __all__ = ["doctor_command", "examine_here", "test_command"]
-
-_FEW_DESCRIPTORS: Final = 4_096
-"""A connection takes two, a probe one; below this, a busy manager may run out."""
 
 
 async def examine_here(
@@ -64,16 +60,10 @@ class _Printer:
 
     def __init__(self) -> None:
         self.findings: list[Finding] = []
-        self.lines: list[str] = []
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
-        click.echo(line)
 
     def note(self, finding: Finding) -> None:
         self.findings.append(finding)
-        for line in finding_lines(finding):
-            self.say(line)
+        click.echo("\n".join(finding_lines(finding)))
 
     @property
     def exit_code(self) -> int:
@@ -152,20 +142,22 @@ def _policy(settings: HcmSettings) -> Policy:
 @meant_options(is_required=False)
 @click.option(
     "--bundle",
+    "bundle_file",
     metavar="FILE",
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write all of it, with status, settings, events and log, without secrets, to be sent to somebody.",
 )
-def doctor_command(meant: Meant, where: Where, bundle: Path | None) -> int:
+def doctor_command(meant: Meant, where: Where, bundle_file: Path | None) -> int:
     """Look at everything from the settings to the endpoints: of all connections, or of NAME.
 
     Each finding has a line of cause and a line of remedy. The exit code is that of the first failure.
     """
+    raise_file_limit()  # as the daemon does, so that the limit that is judged is the daemon's
     doctor = _Doctor(meant, where)
     run(doctor.run)
-    if bundle is not None:
-        _write_private(bundle, run(doctor.bundle))
-        click.echo(f"written: {bundle}")
+    if bundle_file is not None:
+        _write_private(bundle_file, run(doctor.bundle))
+        click.echo(f"written: {bundle_file}")
     return doctor.printer.exit_code
 
 
@@ -182,10 +174,9 @@ class _Doctor:
 
     async def run(self) -> None:
         self._look_at_settings()
-        self._look_at_limits()
         await self._look_at_daemon()
         for name in self._names():
-            self.printer.say(f"{clean(name)}:")
+            click.echo(f"{clean(name)}:")
             await self._look_at(name)
 
     def _note(
@@ -204,32 +195,6 @@ class _Doctor:
         self._note("ok", "settings", f"settings are good: {count} connections, from {files}")
         for warning in loaded.warnings:
             self._note("warn", "settings", warning)
-        for connection in loaded.settings.hcm.connections:
-            for secret in (connection.key, connection.token):
-                if secret is None or secret.kind in ("credential", "env"):
-                    continue  # they are in the daemon's surroundings, not in ours
-                try:
-                    secret.read()
-                except ConfigError as error:
-                    self._note("fail", "key", f"{connection.name}: {error}", "See the file's owner and mode.", 3)
-        self._look_at_ways(loaded.settings.hcm.connections)
-
-    def _look_at_ways(self, connections: Iterable[HcmConnection]) -> None:
-        ways = sorted({_way(connection) for connection in connections})
-        if ways:
-            self._note("ok", "firewall", f"outgoing TCP that has to be allowed: {', '.join(ways)}; nothing incoming")
-
-    def _look_at_limits(self) -> None:
-        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        if hard != resource.RLIM_INFINITY and hard < _FEW_DESCRIPTORS:
-            self._note(
-                "warn",
-                "descriptors",
-                f"at most {hard} descriptors are allowed to a process; a connection takes two",
-                "Raise it: ulimit -Hn, LimitNOFILE= of a service, or --ulimit nofile of a container.",
-            )
-        else:
-            self._note("ok", "descriptors", f"{hard} descriptors are allowed to a process")
 
     async def _look_at_daemon(self) -> None:
         try:
@@ -256,7 +221,11 @@ class _Doctor:
         if self._status is None:
             assert self._loaded is not None
             connection = _find(Meant(name), self._loaded.settings.hcm)
-            await examine_here(connection, self.printer.note, _policy(self._loaded.settings.hcm))
+
+            async def note(finding: Finding) -> None:
+                self.printer.note(finding)
+
+            await examine_hcm_connection(connection, note, policy=_policy(self._loaded.settings.hcm))
             return
         async with self._client.stream("examine", name=name) as events:
             async for found in events:
@@ -268,31 +237,30 @@ class _Doctor:
 
     async def bundle(self) -> str:
         """All that is known, without secrets."""
-        parts = [("versions", "\n".join(f"{name} {value}" for name, value in versions().items()))]
-        parts.append(("findings", "\n".join(self.printer.lines)))
+        sections = {"versions": "\n".join(f"{name} {value}" for name, value in versions().items())}
+        secrets: list[str] = []
         if self._loaded is not None:
-            parts.append(("settings", show(self._loaded, effective=False, origin=True)))
+            sections["settings"] = show(self._loaded, effective=False, origin=True)
+            secrets = _secrets_of(self._loaded.settings.hcm.connections)
         if self._status is not None:
-            parts.append(("status", msgspec.json.format(msgspec.json.encode(self._status)).decode()))
+            sections["status"] = msgspec.json.format(msgspec.json.encode(self._status)).decode()
             for name in ("events", "logs"):
                 lines: list[str] = []
                 async with self._client.stream(name) as found:
                     async for line in found:
                         lines.append(line if isinstance(line, str) else msgspec.json.encode(line).decode())
-                parts.append((name, "\n".join(lines)))
-        return redact("\n\n".join(f"===== {title}\n{text.rstrip()}" for title, text in parts) + "\n")
+                sections[name] = "\n".join(lines)
+        return bundle(self.printer.findings, sections, secrets)
 
 
-def _way(connection: HcmConnection) -> str:
-    """What a firewall has to let through for a connection."""
-    access = RelayAccess.of(connection)
-    return str(access.proxy) if access.proxy is not None else _host_and_port(access)
-
-
-def _host_and_port(access: RelayAccess) -> str:
-    parsed = access.connection_string
-    url = parsed.base_url.partition("://")[2].strip("/")
-    return url if ":" in url else f"{url}:{443 if parsed.base_url.startswith('wss') else 80}"
+def _secrets_of(connections: Iterable[HcmConnection]) -> list[str]:
+    """The secrets that can be read here, to be taken out of a report wherever they stand."""
+    found: list[str] = []
+    for connection in connections:
+        for secret in (connection.key, connection.token):
+            with suppress(ConfigError):
+                found += [] if secret is None else [secret.read()]
+    return found
 
 
 def _write_private(path: Path, text: str) -> None:

@@ -274,7 +274,7 @@ async def test_doctor_looks_at_everything(world_of):
         code, out, _ = await world.hcm("doctor", "orders")
         assert code == 0, out
         assert " warn there is no running program" in out
-        assert f"outgoing TCP that has to be allowed: 127.0.0.1:{world.relay.port}" in out
+        assert f"a firewall has to let out: TCP 127.0.0.1:{world.relay.port}, TCP {world.endpoint.address}" in out
         async with world.daemon():
             await world.settled("files", status="NotFound")
             code, out, _ = await world.hcm("doctor")
