@@ -107,7 +107,7 @@ async def test_an_open_socks_proxy_gets_no_password(echo: tuple[str, int]):
 
 @pytest.mark.parametrize(("user", "password"), [("", "x"), ("x" * 256, ""), ("x", "y" * 256)])
 async def test_credentials_that_socks_cannot_carry(user: str, password: str):
-    """RFC 1929 2: 1 to 255 bytes of user, up to 255 of password."""
+    """1 to 255 bytes of user, up to 255 of password (RFC 1929 2)."""
     async with open_socks_proxy("other") as server:
         error = await refusal(server.proxy(user, password))
         assert error.is_authentication
@@ -211,7 +211,7 @@ async def test_answers_of_an_http_proxy(answer: bytes, status: int | None, text:
     ],
 )
 async def test_answers_of_a_socks_proxy(answers: list[bytes], status: int | None, text: str):
-    """RFC 1928 6: reply codes, told in words."""
+    """Reply codes, told in words (RFC 1928 6)."""
 
     async def script(stream: trio.SocketStream) -> None:
         for answer in answers:

@@ -165,7 +165,7 @@ def test_names_follow_the_settings():
 
 
 def test_edns():
-    """RFC 6891 6.1.1, 6.1.3: an OPT for an OPT, our size in it, and BADVERS for what is to come."""
+    """An OPT for an OPT, our size in it, and BADVERS for what is to come (RFC 6891 6.1.1, 6.1.3)."""
     assert lookup("sqldb").edns == -1
     answer = lookup("sqldb", use_edns=0, payload=4096, want_dnssec=True)
     assert (answer.edns, answer.payload) == (0, 1232)
@@ -182,7 +182,7 @@ def test_another_class_is_refused():
 
 
 def test_an_answer_that_is_too_long_says_so():
-    """RFC 1035 4.2.1, RFC 2181 9: truncated over UDP, whole over TCP."""
+    """Truncated over UDP, whole over TCP (RFC 1035 4.2.1, RFC 2181 9)."""
     many = [Redirection("m", f"name-number-{number}.example", "127.77.7.7", 1) for number in range(100)]
     stub = stub_of(names=many)
     name = dns.reversename.from_address("127.77.7.7")
@@ -222,7 +222,7 @@ def test_answers_are_never_answered():
     ],
 )
 def test_malformed_questions(data: bytes, rcode: int):
-    """RFC 1035 4.1.1: FORMERR, NOTIMP; with the asker's number, or nobody could match it."""
+    """FORMERR, NOTIMP; with the asker's number, or nobody could match it (RFC 1035 4.1.1)."""
     stub = stub_of()
     answer = ask_nowait(stub, data)
     assert (answer.id, answer.rcode()) == (0x1234, rcode)
@@ -316,7 +316,7 @@ async def ask_tcp(stream: trio.SocketStream, query: bytes) -> bytes:
 
 
 async def test_udp_and_tcp_on_one_port():
-    """RFC 7766 5: every stub answers both; several questions on one connection."""
+    """Every stub answers both, and several questions on one connection (RFC 7766 5)."""
     query = dns.message.make_query("sqldb", "A").to_wire()
     async with open_stub() as (address, counts):
         assert addresses(dns.message.from_wire(await ask_udp(address, query))) == ["127.77.1.1"]
@@ -430,7 +430,7 @@ async def test_other_names_are_passed_on():
 
 
 async def test_strangers_answers_are_not_believed():
-    """RFC 5452 9.1: the number and the question have to be those that were sent."""
+    """The number and the question have to be those that were sent (RFC 5452 9.1)."""
 
     async def lie_first(query: bytes) -> list[bytes]:
         (truth,) = await say_203(query)

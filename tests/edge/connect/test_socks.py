@@ -134,7 +134,7 @@ GOOD = [
 @pytest.mark.parametrize(("data", "users", "said", "kind", "host", "port"), GOOD)
 @given(places=st.lists(st.integers(0, 200), max_size=8))
 def test_every_way_to_ask(data, users, said, kind, host, port, places):
-    """RFC 1928 3 to 6, RFC 1929, SOCKS 4a, RFC 9110 9.3.6: in any pieces, and nothing behind it is lost."""
+    """SOCKS5, SOCKS4, SOCKS4a, CONNECT: in any pieces, and nothing behind it is lost."""
     *says, wanted = events_of([*cut_at(data, places), TAIL], users)
     assert says == [Say(piece) for piece in said]
     assert isinstance(wanted, Wanted)
@@ -168,7 +168,7 @@ def test_every_way_to_ask(data, users, said, kind, host, port, places):
     ],
 )
 def test_what_socks_is_refused(data, users, answer, is_authentication):
-    """RFC 1928 3, 6, RFC 1929 2: one answer, then the end; nothing behind it is looked at."""
+    """One answer, then the end; nothing behind it is looked at (RFC 1928 3, 6; RFC 1929 2)."""
     for pieces in ([data + TAIL], [data[at : at + 1] for at in range(len(data))]):
         *_, last = events_of(pieces, users)
         assert isinstance(last, Farewell)
@@ -313,7 +313,7 @@ def test_each_no_in_each_language(why, socks5, status):
 
 
 def test_each_yes_in_each_language():
-    """RFC 1928 6; SOCKS 4: 90; RFC 9110 9.3.6: a 2xx without content."""
+    """SOCKS5's 0, SOCKS4's 90, HTTP's 2xx without content (RFC 1928 6, RFC 9110 9.3.6)."""
     assert Wanted(RequestKind.SOCKS5, "h", 1).accepted() == b"\x05\x00\x00\x01\x00\x00\x00\x00\x00\x00"
     assert Wanted(RequestKind.SOCKS4, "h", 1).accepted() == b"\x00\x5a\x00\x00\x00\x00\x00\x00"
     assert Wanted(RequestKind.CONNECT, "h", 1).accepted() == b"HTTP/1.1 200 Connection established\r\n\r\n"
