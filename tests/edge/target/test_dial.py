@@ -103,7 +103,7 @@ async def test_no_answer(names, black_hole, autojump_clock: MockClock):
 
 
 async def test_the_next_address_is_tried_soon(names, black_hole, serve, autojump_clock: MockClock):
-    """RFC 8305 5: a silent address costs one delay."""
+    """A silent address costs one delay (RFC 8305 5)."""
     port = black_hole("127.0.0.2")
     await serve(hello, "127.0.0.1", port)
     names.table["db.test"] = ["127.0.0.2", "127.0.0.1"]
@@ -123,7 +123,7 @@ async def test_a_refusal_costs_no_delay(names, serve, autojump_clock: MockClock)
 
 
 async def test_the_other_family_comes_second(names, ipv6, serve, black_hole, autojump_clock: MockClock):
-    """RFC 8305 4: with one family broken, the second attempt is of the other."""
+    """With one family broken, the second attempt is of the other (RFC 8305 4)."""
     port = black_hole("127.0.0.2")
     black_hole("127.0.0.3", port)
     await serve(hello, "::1", port)
