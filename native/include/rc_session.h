@@ -128,7 +128,10 @@ int rc_session_translate(struct rc_session *session, unsigned direction, uint8_t
 int rc_session_translate_from(struct rc_session *session, unsigned direction, const uint8_t *in, size_t length,
                               uint8_t *out, size_t room, struct rc_step *step);
 
-/* The source's stream has ended. A RAW source: its Close (1000, no reason) goes out, or RC_STEP_FINISHED for a RAW
+/* A Close with another code than 1000 on its way to a RAW destination is RC_STEP_ABORT as well: what is missing must not look
+ * like an end of data.
+ *
+ * The source's stream has ended. A RAW source: its Close (1000, no reason) goes out, or RC_STEP_FINISHED for a RAW
  * destination. A WebSocket source without Close: RC_STEP_ABORT. Behind a Close it is what one expects.
  * `out` has room for RC_SESSION_ROOM_MIN bytes at least. */
 int rc_session_eof(struct rc_session *session, unsigned direction, uint8_t *out, size_t room, struct rc_step *step);

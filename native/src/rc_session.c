@@ -62,7 +62,7 @@
  *        │                                        (source_finished)                       ▲
  *        ├── rc_session_close() ──▶ at the next boundary our own Close ───────────────────┤
  *        │                                 source is read on and dropped until source_finished
- *        ├── WS end without Close ──▶ is_aborted: nothing more in or out
+ *        ├── WS end without Close, or a Close for RAW that is not 1000 ──▶ is_aborted: nothing more in or out
  *        └── broken rule ──▶ failure: the source gets our Close from the *other* direction, at a boundary; nothing else
  *
  * The opposite direction does not care how this one ended, unless the session aborted or failed. That is the half-close.
@@ -289,6 +289,18 @@ static void take(struct rc_direction *direction, struct cursor *c, size_t count)
     direction->in_key = rc_mask_rotate(direction->in_key, count);
 }
 
+static uint16_t close_code_in(const struct rc_direction *direction) {
+    return (uint16_t)(direction->control_bytes >= 2 ? direction->control[0] << 8 | direction->control[1] : 0);
+}
+
+/* Whether the Close that has just come means that data are missing. A WebSocket is told its code; bytes have no word for it
+ * but a reset, and an end of data would be a lie (connection manager 8.5). */
+static bool is_torn_end(const struct rc_session *session, const struct rc_direction *direction) {
+    uint16_t code = close_code_in(direction);
+
+    return !is_ws(direction->destination) && !session->is_closing && !direction->output_finished && code != 0 && code != 1000;
+}
+
 /* Payload of a control frame of the source. Control frames are never passed on but for Close. */
 static void gather_control(struct rc_session *session, struct rc_direction *direction, struct cursor *c) {
     size_t here = (size_t)(c->end - c->in);
@@ -316,8 +328,14 @@ static void gather_control(struct rc_session *session, struct rc_direction *dire
             fail(session, direction, c, result);
             return;
         }
-        direction->close_is_due = !direction->output_finished;
         finish_source(direction, c);
+        if (is_torn_end(session, direction)) {
+            __atomic_store_n(&direction->close_code, close_code_in(direction), __ATOMIC_RELAXED);
+            session->is_aborted = true;
+            c->events |= RC_STEP_ABORT;
+            return;
+        }
+        direction->close_is_due = !direction->output_finished;
     }
 }
 

@@ -60,11 +60,14 @@ def _take_over(stream: trio.SocketStream) -> trio.SocketStream:
 
 def _leg(stream: trio.abc.HalfCloseableStream) -> SessionLeg:
     if isinstance(stream, trio.SocketStream):
-        return SessionLeg(LegKind.RAW, _take_over(stream))
+        own = _take_over(stream)
+        reset_when_dropped(own)
+        return SessionLeg(LegKind.RAW, own)
     # A connection between two messages gives up its WebSocket, whose frames the mover can read itself.
     if isinstance(stream, Connection) and stream.is_detachable:
         below, early = stream.detach()
         return SessionLeg(LegKind.WS_CLIENT, below, early)
+    reset_when_dropped(stream)
     return SessionLeg(LegKind.RAW, stream)
 
 
@@ -86,8 +89,8 @@ async def splice(
     it, or only what follows `Connection.expect_preamble`.
 
     Both streams belong to the call: a socket looks closed to others from its beginning, and when it returns or raises
-    both are. A checkpoint. Cancelling it cuts both; as when one of them is lost, a TCP peer then sees a reset, never an
-    end of data.
+    both are. A checkpoint. Cancelling it cuts both; as when one of them is lost, or the process is killed, a TCP peer
+    then sees a reset, never an end of data.
 
     Args:
       half_closed_timeout: seconds that the second direction may stay silent once the first has ended; 0 is no limit.
@@ -100,7 +103,8 @@ async def splice(
 
     Raises:
       StreamLost: one of them was lost, or stayed silent for too long; the other was cut.
-      StreamClosed: a connection was closed with another code than 1000. What came before was passed on.
+      StreamClosed: a connection was closed with another code than 1000. The other stream was cut, since data are missing;
+        another connection was given that code, behind what came before.
       StreamGarbled: the other side of a connection broke a rule of WebSocket.
       ValueError: both are the same stream.
       trio.ClosedResourceError: one was closed before.
@@ -125,6 +129,9 @@ async def splice(
     result = await mover.run(session)
     to_second, to_first = result.statistics.to_listener, result.statistics.to_sender
     name = "the first stream" if result.by is CloseBy.SENDER else "the second stream"
+    for leg, direction in zip(legs, (to_second, to_first), strict=True):
+        if leg.kind is not LegKind.RAW and direction.close_code not in (0, *NORMAL_ENDS):
+            raise StreamClosed(direction.close_code or 0, "")
     match result.reason:
         case EndReason.CLOSED:
             pass
@@ -138,7 +145,4 @@ async def splice(
             raise StreamLost(f"{name} was lost, or cannot be sent to")
         case EndReason.RELAY_CLOSED:
             raise StreamLost("the engine was stopped")
-    for leg, direction in zip(legs, (to_second, to_first), strict=True):
-        if leg.kind is not LegKind.RAW and direction.close_code not in NORMAL_ENDS:
-            raise StreamClosed(direction.close_code or 0, "")
     return Spliced(to_second.payload_bytes, to_first.payload_bytes)

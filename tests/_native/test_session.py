@@ -289,10 +289,10 @@ def test_a_pong_fits_between_the_pieces_of_a_split_frame():
 @in_every_way()
 def test_close_is_forwarded_verbatim_and_not_answered(options):
     """spec 8.7: code and reason as they came; that direction is done, the other one stays open until its own Close."""
-    payload = (3000).to_bytes(2, "big") + "tschüss".encode()
     for direction in Direction:
         pair = Pair(**options)
         back = BACK[direction]
+        payload = (1000 if pair.kind[back] is RAW else 3000).to_bytes(2, "big") + "tschüss".encode()
         if pair.kind[direction] is RAW:
             pair.eof(direction)
         else:
@@ -483,6 +483,29 @@ def test_an_offender_that_got_a_close_gets_no_second_one():
 
 
 @in_every_way()
+def test_bytes_have_no_word_for_a_close_that_is_none(options):
+    """spec 8.7, 8.8: what was broken off must not look like an end of data, and the code stays to be read."""
+    for direction in Direction:
+        for payload, is_end in ((b"", True), (b"\x03\xe8", True), (b"\x03\xe9bye", False), (b"\x0f\xa0", False)):
+            pair = Pair(**options)
+            if pair.kind[direction] is RAW or pair.kind[BACK[direction]] is not RAW:
+                continue
+            pair.send(direction, Frame(2, b"half of someth"))
+            for byte in pair.frame(direction, Frame(8, payload)):
+                pair.feed(direction, bytes([byte]))
+            statistics = pair.session.statistics()
+            counters = statistics.to_listener if direction is TO_LISTENER else statistics.to_sender
+            code = int.from_bytes(payload[:2], "big") or None
+            assert pair.output[direction] == b"half of someth"
+            assert bool(pair.events[direction] & StepEvent.ABORT) is not is_end
+            assert bool(pair.events[direction] & StepEvent.DIRECTION_FINISHED) is is_end
+            assert counters.close_code == code
+            pair.eof(BACK[direction])
+            pair.eof(direction)
+            assert pair.session.is_finished is is_end
+
+
+@in_every_way()
 def test_relay_made_close(options):
     """spec 13/shutdown: 1001 to both, at a frame boundary; afterwards data is dropped until each peer's Close."""
     pair = Pair(**options)
@@ -635,6 +658,11 @@ def split(frame):
     ]
 
 
+def _breaks_off(frame, pair, direction):
+    """Whether a Close would abort the session, which has a test of its own."""
+    return frame.opcode == 8 and pair.kind[BACK[direction]] is RAW and frame.payload[:2] not in (b"", b"\x03\xe8")
+
+
 @given(
     kinds=st.tuples(st.sampled_from(list(LegKind)), st.sampled_from(list(LegKind))),
     talk=st.fixed_dictionaries({direction: talks() for direction in Direction}),
@@ -650,7 +678,7 @@ def test_whatever_is_said_arrives(kinds, talk, in_place, which, seed):
         direction: b"".join(
             pair.frame(direction, frame)
             for frame in talk[direction]
-            if pair.kind[direction] is not RAW or frame.opcode < 3
+            if (pair.kind[direction] is not RAW or frame.opcode < 3) and not _breaks_off(frame, pair, direction)
         )
         for direction in Direction
     }

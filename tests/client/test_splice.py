@@ -240,17 +240,25 @@ async def test_a_connection_goes_into_the_engine_behind_its_preamble(relay: Rela
         assert engine.statistics().completed == before + 2
 
 
-async def test_an_abnormal_close_is_told_to_the_caller(relay: Relay):
-    async with relayed(relay) as (sender, accepted), tcp_pair() as (near, client), trio.open_nursery() as nursery:
+async def test_an_abnormal_close_is_a_reset_to_bytes(relay: Relay):
+    """8.5: what a connection that broke off has brought is not shown as all there was; an orderly end still is one."""
+    for code in (1000, 1001, 1011, 4000):
+        async with relayed(relay) as (sender, accepted), tcp_pair() as (near, client), trio.open_nursery() as nursery:
 
-        async def run() -> None:
-            with pytest.raises(StreamClosed) as caught:
-                await relaycore.splice(near, sender)
-            assert caught.value.code == 1011
+            async def run(near: trio.SocketStream = near, sender: Connection = sender, code: int = code) -> None:
+                with pytest.raises(StreamClosed) if code != 1000 else contextlib.nullcontext():
+                    await relaycore.splice(near, sender)
 
-        nursery.start_soon(run)
-        await accepted.turn_away(1011, 1.0)
-        await client.send_eof()
+            nursery.start_soon(run)
+            await accepted.send_all(b"half of someth")
+            assert await client.receive_some(14) == b"half of someth"
+            nursery.start_soon(accepted.turn_away, code, 1.0)
+            if code == 1000:
+                assert await client.receive_some() == b""
+                await client.send_eof()
+            else:
+                with pytest.raises(trio.BrokenResourceError):
+                    await client.receive_some()
 
 
 @pytest.mark.parametrize("make", [tcp_pair, memory_pair])

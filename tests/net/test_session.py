@@ -477,6 +477,20 @@ async def test_a_raw_leg_can_tell_an_abort_from_an_end(join, stage: Stage) -> No
     assert (await pair.ended()).reason is EndReason.ABORTED
 
 
+async def test_a_raw_leg_is_reset_by_a_close_that_is_no_end(join, stage: Stage) -> None:
+    """spec 8.8: bytes have no other word for what was broken off; whoever asks finds the code."""
+    pair = await join(kinds=(LegKind.WS_SERVER, LegKind.RAW))
+    await pair.sender.send(frame(2, b"half of"))
+    assert await pair.listener.read_exactly(7) == b"half of"
+    await pair.sender.send(close_frame(1001))
+    if stage.has_sockets:
+        with pytest.raises(trio.BrokenResourceError):
+            await pair.listener.read_eof()
+    result = await pair.ended()
+    assert (result.reason, result.by) == (EndReason.ABORTED, CloseBy.SENDER)
+    assert result.statistics.to_listener.close_code == 1001
+
+
 async def test_a_client_leg_is_sent_masked_frames(join) -> None:
     """RFC 6455 5.1: where we are the client of a leg, frames leave masked and come unmasked."""
     pair = await join(kinds=(LegKind.WS_SERVER, LegKind.WS_CLIENT))
