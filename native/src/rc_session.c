@@ -298,7 +298,8 @@ static uint16_t close_code_in(const struct rc_direction *direction) {
 static bool is_torn_end(const struct rc_session *session, const struct rc_direction *direction) {
     uint16_t code = close_code_in(direction);
 
-    return !is_ws(direction->destination) && !session->is_closing && !direction->output_finished && code != 0 && code != 1000;
+    return !is_ws(direction->destination) && !session->is_closing && !direction->output_finished && code != 0 &&
+           code != 1000;
 }
 
 /* Payload of a control frame of the source. Control frames are never passed on but for Close. */
