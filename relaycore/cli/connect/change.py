@@ -131,7 +131,7 @@ def save(
     known = {one.name for one in load_edge(config_files, overrides).settings.connect.forwards}
     taken = [one.name for one in forwards if one.name in known]
     if taken and not replaces:
-        text = f"there is a forward {taken[0]!r} already; choose another --name, or --replace it"
+        text = f"there is a forward {taken[0]!r} already; --replace it, or choose another name"
         raise StartupError(text, ExitCode.EXISTS)
     environ = edge_environ(config_files)
     before: dict[Path, bytes | None] = {}
@@ -249,7 +249,9 @@ def import_command(
     if not forwards:
         raise ConfigError("there is no forward in it", source=str(file))
     for forward in forwards:
-        click.echo(f"{forward.name}: {', '.join(forward.hosts) or '-'} port {forward.port or '-'} -> {forward.path}")
+        where = ", ".join(forward.hosts) or "the host in its metadata"
+        port = f" port {forward.port}" if forward.port else ""
+        click.echo(f"{forward.name}: {where}{port} -> {forward.path}")
     if not dry_run:
         save(forwards, config_files, overrides, replaces=replaces)
         tell_running(config_files, overrides)

@@ -36,7 +36,8 @@ class _Printer:
     """Prints findings as they come, and keeps them.
 
     Attributes:
-      exit_code: of the first failure; 0 without one.
+      exit_code: of the first failure; 0 without one. A name that does not lead here counts least: programs may be
+        led otherwise, as by ``relaycore run``, and a way that is broken is broken for all of them.
     """
 
     def __init__(self) -> None:
@@ -48,7 +49,7 @@ class _Printer:
         for line in finding_lines(finding):
             click.echo(line)
         self.findings.append(finding)
-        if finding.level == "fail" and not self.exit_code:
+        if finding.level == "fail" and self.exit_code in (0, ExitCode.NOT_REDIRECTED):
             self.exit_code = finding.exit_code or ExitCode.FAILED
         await trio.lowlevel.checkpoint()
 

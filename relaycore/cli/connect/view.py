@@ -13,7 +13,7 @@ import click
 
 from ...errors import ConfigError
 from ..edge_options import edge_options, load_edge
-from ..hcm.words import clean, clip, columns, size, span
+from ..hcm.words import clean, clip, columns, size, span, times
 from ..options import run
 from .common import client_of, port_of, state_file
 
@@ -123,7 +123,7 @@ def status_command(config_files: tuple[Path, ...], overrides: tuple[str, ...], a
 def status_lines(status: ForwarderStatus, now_unix: float) -> list[str]:
     """The table, and below it the last error of each forward that has one."""
     lines = [
-        f"relaycore connect on {clean(status.host)}   {len(status.forwards)} forwards"
+        f"relaycore connect on {clean(status.host)}   {times(len(status.forwards), 'forward')}"
         f"   up {span(now_unix - status.since_unix)}"
     ]
     rows = [("NAME", "STATE", "LISTEN", "HOSTS", "RELAY", "OPEN", "IN / OUT", "LAST ERROR")]

@@ -85,7 +85,7 @@ class SettingsBook:
         path = self._file(connection.name)
         if before is not None:
             if not replaces:
-                text = f"there is a connection {connection.name!r} already; choose another --name, or --replace it"
+                text = f"there is a connection {connection.name!r} already; --replace it, or choose another name"
                 raise StartupError(text, ExitCode.EXISTS)
             path = self._origin(loaded, connection.name)[0]
         old = path.read_bytes() if path.exists() else None

@@ -27,7 +27,7 @@ from ...errors import ConfigError
 from ..options import read_secret, run
 from .asking import Meant, call_as, meant_options
 from .examining import examine_here
-from .findings import exit_code_of, finding_lines
+from .findings import exit_code_of, finding_lines, needs_metadata
 from .looking import endpoint_text, hcm_fields
 from .service import UNIT_NAME
 from .where import START_COMMAND, Where, where_options
@@ -241,7 +241,8 @@ def import_command(where: Where, file: Path, form: str, dry_run: bool, replace: 
     if not connections:
         raise ConfigError("there is no connection to listen on in it; see: relaycore connect import", source=str(file))
     for connection in connections:
-        click.echo(f"{connection.name}: {endpoint_text(connection)} behind {connection.path}")
+        where = "the endpoint in its metadata" if needs_metadata(connection) else endpoint_text(connection)
+        click.echo(f"{connection.name}: {connection.path} -> {where}")
         if not dry_run:
             # One by one: those that are good are there even if a later one is not.
             code = run(_Adding(where, connection, replaces=replace, waits=False, as_json=False).run)

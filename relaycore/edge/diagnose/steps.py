@@ -444,9 +444,12 @@ class _Relay:
             else:
                 found.append(Finding("ok", "metadata", "the hybrid connection's text names no endpoint", seconds=took))
         else:
-            found.append(Finding("ok", "metadata", f"endpoint from metadata: {target}", seconds=took))
+            text = f"endpoint from metadata: {target}"
+            if self._role == "listen" and not needs_endpoint:
+                text = f"metadata names {target}; the settings name the endpoint themselves"
+            found.append(Finding("ok", "metadata", text, seconds=took))
         count = entity.listener_count
-        left = f"{count} listeners now; at most {MAX_LISTENERS_PER_ENTITY} fit"
+        left = f"{count} listener{'' if count == 1 else 's'} now; at most {MAX_LISTENERS_PER_ENTITY} fit"
         if self._role == "listen" and count >= MAX_LISTENERS_PER_ENTITY:
             found.append(Finding("warn", "listeners", left, "Stop listeners that nobody needs."))
         else:
@@ -681,7 +684,7 @@ async def _look_beyond(connection: Connection, forward: Forward, port: int, send
         await cut(connection)  # noqa: ASYNC102 - shields itself
         raise
     await _say_goodbye(connection)
-    return [Finding("ok", "remote", "not reported: only a listener's refusals travel back"), *found]
+    return [Finding("ok", "remote", "what it dialled is not reported: only refusals travel back"), *found]
 
 
 async def _listen_for_bytes(connection: Connection, send_bytes: int) -> list[Finding]:
