@@ -11,7 +11,7 @@ import trio
 
 from ..net.engine import Engine, shared_engine
 from ..net.errors import StreamClosed, StreamGarbled, StreamLost
-from ..net.linger import cut
+from ..net.linger import cut, reset_when_dropped
 from ..net.mover import Mover
 from ..net.pool import BufferPool
 from ..net.session import EndReason, Session, SessionLeg

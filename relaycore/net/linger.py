@@ -7,7 +7,7 @@ import struct
 
 import trio
 
-__all__ = ["close_gently", "cut", "is_reset", "reset"]
+__all__ = ["allow_end", "close_gently", "cut", "is_reset", "reset", "reset_when_dropped"]
 
 _TIMEOUT = 2.0
 """Seconds that the peer may take to close after us."""
@@ -41,6 +41,27 @@ def is_reset(stream: trio.abc.Stream) -> bool:
     return state[0] == _TCP_CLOSE
 
 
+def reset_when_dropped(stream: trio.abc.Stream) -> None:
+    """From here on a TCP peer sees a reset whoever closes the stream: the system, too, for a process that was killed.
+
+    What an end says by itself, that all has been said, must not be said by accident. An end of one direction is sent as
+    ever. Not a checkpoint.
+    """
+    _set_linger(stream, is_on=True)
+
+
+def allow_end(stream: trio.abc.Stream) -> None:
+    """Take back `reset_when_dropped`, before an orderly close: what is still on its way goes on then."""
+    _set_linger(stream, is_on=False)
+
+
+def _set_linger(stream: trio.abc.Stream, *, is_on: bool) -> None:
+    socket = _below(stream)
+    if isinstance(socket, trio.SocketStream):
+        with contextlib.suppress(OSError):
+            socket.socket.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, struct.pack("ii", is_on, 0))
+
+
 async def cut(*streams: trio.abc.Stream) -> None:
     """Close streams at once, without a goodbye, also when the caller is being cancelled.
 
@@ -64,10 +85,7 @@ async def reset(stream: trio.abc.Stream) -> None:
     For what cannot say otherwise that it is not whole, such as a body that goes on until the connection closes. Never
     blocks; a checkpoint all the same.
     """
-    socket = _below(stream)
-    if isinstance(socket, trio.SocketStream):
-        with contextlib.suppress(OSError):
-            socket.socket.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, struct.pack("ii", 1, 0))
+    reset_when_dropped(stream)
     await cut(stream)
 
 

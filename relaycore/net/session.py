@@ -20,7 +20,7 @@ import trio
 from .._native import Session as Brain
 from .._native import SessionStatistics
 from ..vocab import CloseBy, LegKind
-from .linger import close_gently, cut, reset
+from .linger import allow_end, close_gently, cut, reset
 
 __all__ = ["Driver", "EndReason", "Session", "SessionLeg", "SessionResult"]
 
@@ -156,6 +156,9 @@ class Session:
             await self.cut(good)
             await close_gently(bad.stream)
         if reason is EndReason.CLOSED:
+            for leg in (self.sender, self.listener):
+                if leg.kind is LegKind.RAW:
+                    allow_end(leg.stream)
             await cut(self.sender.stream, self.listener.stream)
         else:
             await self.cut(self.sender, self.listener)

@@ -33,7 +33,7 @@ import trio
 from ...client.connection import Connection
 from ...client.splice import splice
 from ...errors import ConfigError, ConnectionLost, RelayError
-from ...net.linger import cut, is_reset, reset
+from ...net.linger import cut, is_reset, reset, reset_when_dropped
 from ...net.session import Session
 from ...net.tasks import alone
 from ..access import RelayAccess
@@ -506,6 +506,7 @@ class Forwarder:
         self._log.emit(entry.forward.name, "listening", f"on {local.shown}")
 
     async def _take(self, entry: _Entry, stream: trio.SocketStream) -> None:
+        reset_when_dropped(stream)  # until both directions have ended
         try:
             await self._join(entry, stream)
         except Exception:  # a bug of ours must not end the other connections
