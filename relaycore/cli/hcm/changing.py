@@ -241,8 +241,8 @@ def import_command(where: Where, file: Path, form: str, dry_run: bool, replace: 
     if not connections:
         raise ConfigError("there is no connection to listen on in it; see: relaycore connect import", source=str(file))
     for connection in connections:
-        where = "the endpoint in its metadata" if needs_metadata(connection) else endpoint_text(connection)
-        click.echo(f"{connection.name}: {connection.path} -> {where}")
+        target = "the endpoint in its metadata" if needs_metadata(connection) else endpoint_text(connection)
+        click.echo(f"{connection.name}: {connection.path} -> {target}")
         if not dry_run:
             # One by one: those that are good are there even if a later one is not.
             code = run(_Adding(where, connection, replaces=replace, waits=False, as_json=False).run)
