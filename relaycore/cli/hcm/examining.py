@@ -11,6 +11,7 @@ from typing import Literal
 
 import click
 import msgspec
+import trio
 
 from ...edge.access import RelayAccess
 from ...edge.config.load import Loaded, parse_target, show
@@ -224,6 +225,7 @@ class _Doctor:
 
             async def note(finding: Finding) -> None:
                 self.printer.note(finding)
+                await trio.lowlevel.checkpoint()
 
             await examine_hcm_connection(connection, note, policy=_policy(self._loaded.settings.hcm))
             return

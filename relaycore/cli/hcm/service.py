@@ -190,13 +190,20 @@ def install_command(for_user: bool, only_print: bool, no_start: bool, config: Pa
             " read; install relaycore below /opt or /usr/local for a service",
             err=True,
         )
+    for file in [] if for_user else _unreadable(config or _CONFIG):
+        click.echo(
+            f"relaycore: warning: the service cannot read {file}, which root alone may; move it to"
+            " /var/lib/relaycore/hcm.d, which systemd gives to the service",
+            err=True,
+        )
     systemctl = _systemctl(for_user=for_user)
     if no_start or not _runs_here(systemctl):
         words = " ".join(systemctl)
         click.echo(f"then: {words} daemon-reload && {words} enable --now {UNIT_NAME}")
         return
     _call([*systemctl, "daemon-reload"])
-    _call([*systemctl, "enable", "--now", UNIT_NAME])
+    _call([*systemctl, "enable", UNIT_NAME])
+    _call([*systemctl, "restart", UNIT_NAME])  # one that runs already has to take the new unit
     click.echo(f"{UNIT_NAME} is enabled and running; see: relaycore hcm status")
 
 
@@ -248,6 +255,12 @@ def _prepare(config: Path) -> None:
         fd = os.open(config, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         with os.fdopen(fd, "w") as file:
             file.write(_CONFIG_TEXT)
+
+
+def _unreadable(config: Path) -> list[Path]:
+    """Settings that the service would stumble over: it is no user that owns anything before it runs."""
+    files = [config, *sorted(config.with_name(f"{config.stem}.d").glob("*.toml"))]
+    return [file for file in files if not file.stat().st_mode & 0o004]
 
 
 def _systemctl(*, for_user: bool) -> list[str]:

@@ -30,6 +30,14 @@ class Endpoint:
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
 
+    async def serve(self, listeners: list[trio.SocketListener], *, task_status: trio.TaskStatus[None]) -> None:
+        """Until `scope` is cancelled; from then on nobody listens there."""
+        with self.scope:
+            task_status.started()
+            await trio.serve_listeners(self.echo, listeners)
+        for listener in listeners:
+            listener.socket.close()
+
     async def echo(self, stream: trio.SocketStream) -> None:
         self.open += 1
         try:
@@ -138,13 +146,7 @@ async def open_world(directory: Path, *paths: str) -> AsyncIterator[World]:
             listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
             endpoint = Endpoint(listeners[0].socket.getsockname()[1])
 
-            async def serve() -> None:
-                with endpoint.scope:
-                    await trio.serve_listeners(endpoint.echo, listeners)
-                for listener in listeners:
-                    listener.socket.close()
-
-            nursery.start_soon(serve)
+            await nursery.start(endpoint.serve, listeners)
             metadata = json.dumps([{"key": "endpoint", "value": endpoint.address}])
             for path in paths:
                 await relay.create_entity(path, user_metadata=metadata)

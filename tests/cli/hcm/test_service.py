@@ -92,7 +92,12 @@ def test_install_and_uninstall_where_systemd_does_not_run(invoke, elsewhere):
     assert (elsewhere / "etc" / "keys").stat().st_mode & 0o777 == 0o700
     assert invoke("hcm", "config", "check", "--config", str(elsewhere / "etc" / "relaycore.toml")).exit_code == 0
     (elsewhere / "etc" / "relaycore.toml").write_text("# mine\n")
-    assert invoke("hcm", "service", "install").exit_code == 0
+    added = elsewhere / "etc" / "relaycore.d" / "orders.toml"
+    added.parent.mkdir()
+    added.touch(0o600)
+    result = invoke("hcm", "service", "install")
+    assert result.exit_code == 0
+    assert f"the service cannot read {added}" in result.output
     assert (elsewhere / "etc" / "relaycore.toml").read_text() == "# mine\n"
     assert invoke("hcm", "service", "uninstall").output == f"removed: {unit}\n"
     assert not unit.exists()
@@ -106,7 +111,8 @@ def test_calls_of_systemctl(invoke, elsewhere, monkeypatch):
     assert invoke("hcm", "service", "uninstall", "--user").exit_code == 0
     assert calls == [
         ["systemctl", "--user", "daemon-reload"],
-        ["systemctl", "--user", "enable", "--now", "relaycore-hcm.service"],
+        ["systemctl", "--user", "enable", "relaycore-hcm.service"],
+        ["systemctl", "--user", "restart", "relaycore-hcm.service"],
         ["systemctl", "--user", "disable", "--now", "relaycore-hcm.service"],
         ["systemctl", "--user", "daemon-reload"],
     ]
