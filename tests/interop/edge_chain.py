@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Container, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -154,11 +155,16 @@ async def run_chain(relay: Relay, endpoints: Sequence[Endpoint], folder: Path) -
 
 @asynccontextmanager
 async def program(
-    nursery: trio.Nursery, environ: Mapping[str, str], folder: Path, *words: str, name: str = ""
+    nursery: trio.Nursery,
+    environ: Mapping[str, str],
+    folder: Path,
+    *words: str,
+    name: str = "",
+    ends_with: Container[int] = (0,),
 ) -> AsyncIterator[trio.Process]:
     """Run ``relaycore WORDS`` from the moment on that it tells its service manager that it is ready.
 
-    SIGTERM ends it with the block; it has to leave with 0.
+    SIGTERM ends it with the block, also while it is stopped; it has to leave with one of `ends_with`.
     """
     own = name or words[0]
     notices = trio.socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -187,7 +193,8 @@ async def program(
             with trio.CancelScope(shield=True), trio.move_on_after(STOP_TIMEOUT):
                 if process.returncode is None:
                     process.terminate()
+                    process.send_signal(signal.SIGCONT)
                 await process.wait()
             if process.returncode is None:
                 process.kill()
-    assert process.returncode == 0, f"{argv} left with {process.returncode} and said: {log.read_text()}"
+    assert process.returncode in ends_with, f"{argv} left with {process.returncode} and said: {log.read_text()}"
