@@ -7,6 +7,7 @@ import signal
 
 import pytest
 import trio
+import trustme
 
 
 def key_of(string):
@@ -92,6 +93,25 @@ async def test_add_warns_of_an_endpoint_that_is_down(world_of):
         assert " warn " in out
         assert "ECONNREFUSED" in out
         assert "Senders are refused until the endpoint answers." in out
+
+
+async def test_add_hands_paths_to_the_daemon(world_of):
+    """A certificate authority is a path, which JSON has no type for."""
+    async with world_of("orders") as world, world.daemon():
+        authority = world.directory / "ca.pem"
+        trustme.CA().cert_pem.write_to_path(str(authority))
+        key = world.directory / "key"
+        key.touch(mode=0o600)
+        string = world.string("orders")
+        key.write_text(key_of(string))
+        without_key = string.replace(f"SharedAccessKey={key_of(string)};", "")
+        options = ("--cafile", str(authority), "--key-file", str(key))
+        code, out, err = await world.hcm("add", "-", *options, data=without_key.encode())
+        assert code == 0, (out, err)
+        saved = (world.directory / "relaycore.d" / "orders.toml").read_text()
+        assert f'ca_file = "{authority}"' in saved
+        assert f'file = "{key}"' in saved
+        assert await world.echoes("orders")
 
 
 async def test_add_refuses_what_is_no_connection_string(world_of):
