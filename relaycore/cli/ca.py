@@ -135,7 +135,7 @@ def _say_how(ca_file: Path, cert_file: Path, key_file: Path, days: int) -> None:
     cert, key = shlex.quote(str(cert_file)), shlex.quote(str(key_file))
     click.echo(f"made {cert_file} and {key_file}, good for {days} days\n")
     click.echo(f"relay        {called_as()} serve --tls-cert {cert} --tls-key {key}")
-    click.echo(f"relaycore    {called_as()} listen --cafile {ca} ...   (and send, entity, keys)")
+    click.echo(f"relaycore    {called_as()} listen --cafile {ca} ...   (and send, entity, keys, hcm add, connect add)")
     click.echo(f"Node         export NODE_EXTRA_CA_CERTS={ca}")
     click.echo(f".NET, curl   export SSL_CERT_FILE={ca}   (replaces the system's authorities)")
     click.echo(

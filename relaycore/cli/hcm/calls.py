@@ -160,7 +160,9 @@ class _Calls:
     async def do_add(self, arguments: Arguments, emit: Emit) -> object:
         """Save a connection, begin to listen, and with ``wait`` emit a finding for each step on the way."""
         try:
-            connection = msgspec.convert(arguments.values.get("connection"), HcmConnection, strict=False)
+            connection = msgspec.convert(
+                arguments.values.get("connection"), HcmConnection, strict=False, dec_hook=_from_plain
+            )
         except msgspec.ValidationError as error:
             raise ConfigError(f"is no connection: {error}", key="connection") from None
         replaces = arguments.flag("replace")
@@ -218,3 +220,9 @@ class _Calls:
             return await self._manager.test(name)
         except DialFailed as error:
             return [TargetCheck(target="", is_up=False, text=error.text, kind=error.kind, seconds=0.0)]
+
+
+def _from_plain(kind: type, value: object) -> object:
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    raise NotImplementedError

@@ -18,6 +18,7 @@ import socket
 import struct
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Final, TypeAlias
 
 import msgspec
@@ -164,7 +165,14 @@ def _parse(line: bytes) -> dict[str, object]:
 
 def encode_line(value: object) -> bytes:
     """Return one line. JSON keeps line ends inside strings escaped."""
-    return msgspec.json.encode(value) + b"\n"
+    return msgspec.json.encode(value, enc_hook=_plain) + b"\n"
+
+
+def _plain(value: object) -> str:
+    """Paths travel as texts; msgspec knows all other types that are sent."""
+    if isinstance(value, PurePath):
+        return str(value)
+    raise NotImplementedError
 
 
 def near(name: str, names: Iterable[str]) -> str:

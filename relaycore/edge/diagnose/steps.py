@@ -301,7 +301,8 @@ class _Relay:
         elif error.verify_code in _EXPIRED:
             said, remedy = "is not valid now", "Renew it; or this machine's date is wrong: see timedatectl."
         else:
-            said, remedy = "is not trusted here", "Name its authority's PEM file as ca_file of the relay."
+            said = "is not trusted here"
+            remedy = "Name its authority's PEM file: ca_file of the relay, or `add --cafile`."
         text = f"the certificate of {shown} {said}: {error.verify_message}"
         return Finding("fail", "tls", text, remedy, exit_code=_CONNECTION)
 

@@ -401,7 +401,7 @@ async def test_untrusted_certificate(tmp_path: Path):
         found = the_failure(findings)
         assert (found.step, found.exit_code) == ("tls", CONNECTION)
         assert found.text.startswith(f"the certificate of localhost:{place.relay.port} is not trusted here: ")
-        assert found.remedy == "Name its authority's PEM file as ca_file of the relay."
+        assert found.remedy == "Name its authority's PEM file: ca_file of the relay, or `add --cafile`."
         same = the_failure(await collect(examine_end_to_end(place.access(), place.forward())))
         assert same.text == found.text
         good = await collect(examine_relay(place.access(cafile=tmp_path / "ca.pem"), role="listen"))
