@@ -37,6 +37,7 @@ _SIZE_UNITS: Final = {
     for power, letter in enumerate("kmgt", start=1)
 } | {"b": 1}
 _HOST = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9_])?(?:\.[A-Za-z0-9_-]+)*\.?")
+_SCOPE = re.compile(r"[A-Za-z0-9._:@~-]{1,15}")  # an interface's number or name, IFNAMSIZ
 _MODE = re.compile(r"(?P<path>.*),mode=(?:0o?)?(?P<mode>[0-7]{3})")
 _PORTS = re.compile(r"\*|(?P<low>[0-9]{1,5})(?:-(?P<high>[0-9]{1,5}))?")
 _MAX_SOCKET_PATH: Final = 107  # unix(7): sun_path has 108 bytes, one of them ends it
@@ -182,8 +183,11 @@ def _socket_path(path: str, expected: str) -> str:
 
 
 def _is_address(host: str) -> bool:
+    address, percent, scope = host.partition("%")
+    if percent and not _SCOPE.fullmatch(scope):  # Python takes anything there
+        return False
     try:
-        ipaddress.ip_address(host.partition("%")[0])
+        ipaddress.ip_address(address)
     except ValueError:
         return False
     return True

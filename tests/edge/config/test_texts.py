@@ -101,6 +101,7 @@ def test_sizes_go_both_ways(size):
         ("sqldb.corp.example:1433", Target("sqldb.corp.example", 1433)),
         ("10.2.0.8:1", Target("10.2.0.8", 1)),
         ("[::1]:65535", Target("::1", 65535)),
+        ("[fe80::1%eth0.7]:80", Target("fe80::1%eth0.7", 80)),
         ("under_score:80", Target("under_score", 80)),
         ("dotted.example.:80", Target("dotted.example.", 80)),
         (" UPPER:80 ", Target("UPPER", 80)),
@@ -117,7 +118,7 @@ def test_targets(text, target):
     [
         *("", "host", ":80", "host:", "host:0", "host:65536", "host:+1", "host:1x", "::1:80", "[::1]", "[::1]80"),
         *("[host]:80", "[1.2.3.4]:80", "a b:80", "-a:80", "a..b:80", "unix:x", "unix:", f"unix:/{'x' * 200}"),
-        *("http://a:80", "host:٣", "a/b:80"),
+        *("http://a:80", "host:٣", "a/b:80", "[fe80::1%]:80", "[fe80::1%\x1b[2J]:80", "[fe80::1%\ud800]:80"),
     ],
 )
 def test_what_is_no_target(text):
