@@ -115,10 +115,11 @@ class _Server:
         if answer is not None:
             await client.send(answer)
 
-    async def _call(self, call: Call, arguments: Arguments, emit: Emit) -> object:
+    async def _call(self, call: Call, arguments: Arguments, emit: Emit) -> bytes:
+        """Returns: the line to answer with. What cannot be written as JSON is the call's error, like any other."""
         try:
             with alone():
-                return {"ok": True, "result": await call(arguments, emit)}
+                return encode_line({"ok": True, "result": await call(arguments, emit)})
         except (RelayError, OSError) as error:
             return _refusal(str(error), self._exit_code_for(error))
         except Exception as error:
@@ -152,9 +153,9 @@ class _Client:
                 break
         return None
 
-    async def run_while_there(self, call: Callable[[], Awaitable[object]]) -> object:
+    async def run_while_there(self, call: Callable[[], Awaitable[bytes]]) -> bytes | None:
         """Run a call to its end, or until the client has gone. Returns: its result, or None."""
-        result: object = None
+        result: bytes | None = None
         async with trio.open_nursery() as nursery:
             self._call = nursery.cancel_scope
             nursery.start_soon(self._watch)
@@ -165,16 +166,16 @@ class _Client:
 
     async def emit(self, event: object) -> None:
         """Send an event of the call that runs. Ends that call where the client does not take it."""
-        await self.send({"event": event})
+        await self.send(encode_line({"event": event}))
         if self.is_gone:
             await trio.lowlevel.checkpoint_if_cancelled()
 
-    async def send(self, value: object) -> None:
+    async def send(self, line: bytes) -> None:
         """Send a line, or note that the client does not take it."""
         if not self.is_gone:
             try:
                 with trio.fail_after(_SEND_TIMEOUT):
-                    await self.stream.send_all(encode_line(value))
+                    await self.stream.send_all(line)
             except (trio.BrokenResourceError, trio.TooSlowError):
                 self._give_up()
 
@@ -208,5 +209,6 @@ def _has_hung_up(fd: int) -> bool:
     return any(events & (select.POLLHUP | select.POLLERR) for _, events in poll.poll(0))
 
 
-def _refusal(text: str, exit_code: int) -> dict[str, object]:
-    return {"ok": False, "error": text, "exit": exit_code}
+def _refusal(text: str, exit_code: int) -> bytes:
+    # A file's name may hold bytes that are no UTF-8.
+    return encode_line({"ok": False, "error": text.encode(errors="replace").decode(), "exit": exit_code})

@@ -59,6 +59,13 @@ class Program:
     async def refuse(self, arguments, emit):
         raise ConfigError("no such connection")
 
+    async def garble(self, arguments, emit):
+        if arguments.flag("emit"):
+            await emit("\ud800")
+        if arguments.flag("refuse"):
+            raise ConfigError("\ud800")
+        return "\ud800"
+
     async def group(self, arguments, emit):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.sleep_forever)
@@ -72,7 +79,7 @@ class Program:
 
     @property
     def calls(self):
-        names = ("echo", "count", "wait", "flood", "refuse", "group", "bug", "need")
+        names = ("echo", "count", "wait", "flood", "refuse", "garble", "group", "bug", "need")
         return {name: getattr(self, name) for name in names}
 
 
@@ -293,6 +300,15 @@ async def test_clients_have_a_bound(path, monkeypatch):
                 await client.call("echo")
 
 
+async def test_a_program_that_hangs_is_named(path):
+    """failures: a stopped daemon, and a command that never returns."""
+    async with running(path) as program:
+        with pytest.raises(ConnectionLost, match=rf"process {os.getpid()} at .* within 0.05 s.* {START}"):
+            await ControlClient(path, START).ask("wait", within_s=0.05)
+        await program.ended.wait()
+        assert await ControlClient(path, START).ask("echo", word="hello") == {"word": "hello"}
+
+
 async def test_a_program_that_ends_is_no_answer(path):
     caught = []
 
@@ -371,6 +387,17 @@ async def test_what_is_no_socket_is_left_alone(path):
     with pytest.raises(ConfigError, match="is no socket"):
         await serve_control(path, {})
     assert path.read_text() == "mine"
+
+
+async def test_what_no_json_can_carry_ends_nothing_but_its_call(path):
+    async with running(path):
+        client = ControlClient(path, START)
+        for arguments in ({}, {"emit": True}):
+            with pytest.raises(ControlError, match="internal error: UnicodeEncodeError"):
+                await client.call("garble", **arguments)
+        with pytest.raises(ControlError, match=r"^\?$"):
+            await client.call("garble", refuse=True)
+        assert await client.call("echo", a="b") == {"a": "b"}
 
 
 async def test_a_directory_that_others_may_write_to_is_refused(path):
