@@ -103,8 +103,8 @@ async def splice(
 
     Raises:
       StreamLost: one of them was lost, or stayed silent for too long; the other was cut.
-      StreamClosed: a connection was closed with another code than 1000. The other stream was cut, since data are missing;
-        another connection was given that code, behind what came before.
+      StreamClosed: a connection was closed with another code than 1000. The other stream was cut, since data are
+        missing; another connection was given that code, behind what came before.
       StreamGarbled: the other side of a connection broke a rule of WebSocket.
       ValueError: both are the same stream.
       trio.ClosedResourceError: one was closed before.
