@@ -165,7 +165,7 @@ async def resolve(
         family = of_source
     try:
         found = await trio.socket.getaddrinfo(target.host, target.port, family, kind)
-    except socket.gaierror as error:
+    except OSError as error:  # gaierror; or no descriptor is left to ask with
         raise from_os_error(target.host, error) from error
     except UnicodeError as error:  # a name that DNS cannot spell
         raise DialFailed(502, f"{target.host} is no name that can be looked up: {error}", "unknown-name") from error

@@ -324,6 +324,16 @@ async def test_no_descriptor_left(monkeypatch: pytest.MonkeyPatch):
     assert "LimitNOFILE" in failed.text
 
 
+async def test_no_descriptor_left_to_look_a_name_up(names, monkeypatch):
+    async def full(*_, **__):
+        raise OSError(errno.EMFILE, "Too many open files")  # as for EAI_SYSTEM
+
+    monkeypatch.setattr(names, "getaddrinfo", full)
+    failed = await fails(Target("db.test", 1))
+    assert (failed.status, failed.kind) == (503, "other")
+    assert failed.text.startswith("db.test was not dialled (EMFILE)")
+
+
 @pytest.mark.parametrize(
     ("error", "status", "kind", "words"),
     [
