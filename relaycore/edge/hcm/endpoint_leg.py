@@ -21,6 +21,9 @@ from ..target.policy import Policy
 
 __all__ = ["EndpointLeg", "Route", "fixed_targets"]
 
+_RESTART_S: Final = 10.0
+"""Seconds until probes that ended through a bug of ours are begun again."""
+
 _log = logging.getLogger("relaycore.edge")
 
 _PASSIVE: Final = frozenset({"refused", "timeout", "unknown-name", "unreachable"})
@@ -136,10 +139,12 @@ class EndpointLeg:
                 nursery.cancel_scope.cancel()
 
     async def _probe(self, health: EndpointHealth) -> None:
-        try:
-            await health.run()
-        except Exception as error:  # our bug: the endpoint is then as well as senders find it
-            _log.error("! probing for %s failed", self._settings.name, exc_info=error)
+        while True:
+            try:
+                await health.run()
+            except Exception as error:  # our bug; only a probe can bring an endpoint back that is down
+                _log.error("! probing for %s failed, it is begun again", self._settings.name, exc_info=error)
+            await trio.sleep(_RESTART_S)
 
     async def _heed(self, health: EndpointHealth) -> None:
         state = health.state

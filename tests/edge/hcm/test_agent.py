@@ -14,6 +14,8 @@ from peers import WirePeer, http_request
 
 from relaycore import Rejected, ServerBusy, StreamLost
 from relaycore.edge.config.settings import DialSettings, EndpointOrder, LimitSettings, PolicySettings, Target
+from relaycore.edge.hcm import endpoint_leg
+from relaycore.edge.target.health import EndpointHealth
 from relaycore.errors import AuthorizationFailed, GatewayTimeout, Refused
 from relaycore.net.engine import shared_engine
 
@@ -465,3 +467,17 @@ async def test_targets_share(world: World, order: EndpointOrder):
     async with world.serving(entry), world.dial() as one, world.dial() as two:
         assert await ask(one) == await ask(two) == b"ping"
         assert [found.open for found in endpoints] == [1, 1]
+
+
+async def test_probes_that_end_through_a_bug_are_begun_again(world: World, monkeypatch, caplog):
+    """8.3: only a probe brings an endpoint back from Down."""
+    monkeypatch.setattr(endpoint_leg, "_RESTART_S", 0.05)
+    endpoint = await world.endpoint()
+    endpoint.down()
+    async with world.serving(world.connection(endpoint.target, health=QUICK_PROBE)) as manager:
+        await until(lambda: status(manager).endpoint_leg == "Down")
+        with monkeypatch.context() as broken:
+            broken.setattr(EndpointHealth, "check_now", None)
+            await until(lambda: "begun again" in caplog.text)
+        await world.up(endpoint)
+        await until(lambda: status(manager).endpoint_leg == "Up")
