@@ -8,7 +8,7 @@ import pytest
 import trio
 import trustme
 
-from relaycore.net.linger import close_gently, is_reset, reset
+from relaycore.net.linger import allow_end, close_gently, cut, is_reset, reset, reset_when_dropped
 
 
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
@@ -58,3 +58,21 @@ async def test_only_the_peer_resets_a_connection() -> None:
     assert not is_reset(far[1])
     for stream in (*near, *far):
         await trio.aclose_forcefully(stream)
+
+
+@pytest.mark.parametrize("is_allowed", [False, True], ids=["dropped", "ended"])
+async def test_a_dropped_connection_is_reset_until_its_end_is_allowed(is_allowed: bool) -> None:
+    """failures: half an answer taken for a whole one."""
+    [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listener, await trio.open_tcp_stream(*listener.socket.getsockname()) as near:
+        far = await listener.accept()
+        reset_when_dropped(far)
+        await far.send_all(b"x" * 100)
+        if is_allowed:
+            allow_end(far)
+        await cut(far)
+        if is_allowed:
+            assert [data async for data in near] == [b"x" * 100]
+        else:
+            with pytest.raises(trio.BrokenResourceError):
+                _ = [data async for data in near]
