@@ -168,15 +168,13 @@ def tell_running(config_files: Sequence[Path], overrides: Sequence[str]) -> None
 
 def _reload(loaded: Loaded) -> list[str]:
     import msgspec
-    import trio
 
     from ...edge.connect.status import Plan
 
     client = client_of(loaded)
 
     async def act() -> object:
-        with trio.fail_after(30):
-            return await client.call("reload")
+        return await client.ask("reload", within_s=30)
 
     plan = msgspec.convert(run(act), Plan)
     return plan.lines() or ["nothing has changed"]

@@ -104,8 +104,7 @@ def status_command(config_files: tuple[Path, ...], overrides: tuple[str, ...], a
 
     async def act() -> None:
         while True:
-            with trio.fail_after(10):
-                found = await client.call("status")
+            found = await client.ask("status")
             if as_json:
                 click.echo(json.dumps(found, indent=None if watch else 2))
             else:

@@ -32,7 +32,10 @@ async def call_as(type_: type[T], client: ControlClient, name: str, /, **argumen
       ConfigError: the daemon speaks another version's words.
       RelayError: as `ControlClient.call`.
     """
-    found = await client.call(name, **arguments)
+    return _typed(type_, await client.call(name, **arguments), client)
+
+
+def _typed(type_: type[T], found: object, client: ControlClient) -> T:
     try:
         return msgspec.convert(found, type_)
     except msgspec.ValidationError as error:
@@ -42,8 +45,8 @@ async def call_as(type_: type[T], client: ControlClient, name: str, /, **argumen
 
 
 async def fetch_status(client: ControlClient) -> ManagerStatus:
-    """Ask for the status; errors as `call_as`."""
-    return await call_as(ManagerStatus, client, "status")
+    """Ask for the status; errors as `call_as`, and `ConnectionLost` where no answer comes."""
+    return _typed(ManagerStatus, await client.ask("status"), client)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,9 @@ from .protocol import ControlError, LineReader, NotRunning, encode_line, peer_of
 
 __all__ = ["ControlClient", "EventStream"]
 
+ANSWER_TIMEOUT: Final = 10.0
+"""Seconds that a program has for what needs no waiting; a busy machine takes a fraction of one."""
+
 _READ_BYTES: Final = 65_536
 
 
@@ -49,6 +52,26 @@ class ControlClient:
             async for _ in events:
                 pass
             return events.result
+
+    async def ask(self, name: str, /, *, within_s: float = ANSWER_TIMEOUT, **arguments: object) -> object:
+        """As `call`, for what a program that turns answers at once.
+
+        Raises:
+          ConnectionLost: also for one that does not answer in ``within_s`` seconds; names its process.
+        """
+        pid = 0
+        with trio.move_on_after(within_s):
+            async with self.stream(name, **arguments) as events:
+                pid = events.pid
+                async for _ in events:
+                    pass
+                return events.result
+        who = f"process {pid} at {self.path}" if pid else f"the program at {self.path}"
+        kill = f"`kill -KILL {pid}`" if pid else "a signal"
+        raise ConnectionLost(
+            f"{who} does not answer within {within_s:g} s: it is stopped or hangs; "
+            f"wake it with SIGCONT, or end it with {kill} and start it again: {self.start_command}"
+        )
 
     @asynccontextmanager
     async def stream(self, name: str, /, **arguments: object) -> AsyncIterator[EventStream]:
@@ -84,10 +107,12 @@ class EventStream:
 
     Attributes:
       result: of the call, once its events have ended.
+      pid: the process that was asked.
     """
 
     def __init__(self, connection: trio.SocketStream) -> None:
         self.result: object = None
+        self.pid = peer_of(connection.socket).pid
         self._connection = connection
         self._reader = LineReader()
         self._has_ended = False
