@@ -50,7 +50,7 @@ def modes_to_try(*, ports: Iterable[int], only_relay: bool) -> Sequence[RunMode]
     """
     if only_relay:
         return (RunMode.ISOLATED,)
-    if any(is_privileged(port) for port in ports):
+    if any(port and is_privileged(port) for port in ports):  # 0 is one that nobody could tell
         return (RunMode.ISOLATED, RunMode.ENV)
     return (RunMode.HOSTS, RunMode.ENV)
 

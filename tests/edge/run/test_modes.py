@@ -22,6 +22,7 @@ def unprivileged(monkeypatch):
         ([1024], False, (RunMode.HOSTS, RunMode.ENV)),
         ([1433], True, (RunMode.ISOLATED,)),
         ([], False, (RunMode.HOSTS, RunMode.ENV)),
+        ([0], False, (RunMode.HOSTS, RunMode.ENV)),
     ],
 )
 def test_what_auto_means(ports, only_relay, expected):
