@@ -7,8 +7,11 @@ out instead of being zero. What is counted in a status starts anew with the prog
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from ...errors import ConfigError
 from ..hcm.status import ConnectionStatus, ManagerStatus, RelayLeg
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["CONTENT_TYPE", "Tallies", "forwarder_families", "manager_families", "render"]
 
 PREFIX: Final = "relaycore_edge_"
+
+_SUMMED: Final = ("open", "queued", "bytes_in", "bytes_out", "accepted", "lost")
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 """The text form of Prometheus, which every scraper takes."""
@@ -66,7 +71,7 @@ def manager_families(
     status: ManagerStatus, tallies: Tallies, *, now_unix: Callable[[], float] = time.time
 ) -> Iterator[Metric]:
     """Yield the numbers of a manager."""
-    all_of_them = status.connections
+    all_of_them = _by_name(status.connections)
     yield _gauge(
         "relay_up",
         "Whether a control channel of this process is up.",
@@ -103,6 +108,21 @@ def manager_families(
         reconnects.add_metric([name], count)
     yield reconnects
     yield from _of_the_program(tallies, now_unix() - status.since_unix)
+
+
+def _by_name(connections: Iterable[ConnectionStatus]) -> list[ConnectionStatus]:
+    """One of each name: what was removed still carries connections when its name is in use again, and Prometheus takes
+    no number twice. The first one's state counts, and the sum of what they carry."""
+    found: dict[str, ConnectionStatus] = {}
+    for one in connections:
+        first = found.get(one.name)
+        if first is None:
+            found[one.name] = one
+            continue
+        sums = {name: getattr(first, name) + getattr(one, name) for name in _SUMMED}
+        rejected = dict(Counter(first.rejected) + Counter(one.rejected))
+        found[one.name] = msgspec.structs.replace(first, rejected=rejected, **sums)
+    return list(found.values())
 
 
 def forwarder_families(

@@ -76,6 +76,21 @@ def test_the_numbers_of_a_manager():
     assert sample(found, "uptime_seconds") == 60
 
 
+def test_a_name_in_use_again_is_one_name():
+    """Prometheus takes no number twice; the removed one still drains."""
+    old = connection(relay_leg="Stopped", open=5, bytes_in=100, rejected={"refused": 1, "policy": 2})
+    status = ManagerStatus(host="edge-a", since_unix=0.0, relay="relay.example", connections=(connection(), old))
+    text = render(manager_families(status, Tallies()))
+    names = [line.rpartition(" ")[0] for line in text.splitlines() if not line.startswith("#")]
+    assert len(names) == len(set(names))
+    found = read(text)
+    assert sample(found, "relay_up", name="orders") == 1
+    assert sample(found, "connections_open", name="orders") == 7
+    assert sample(found, "bytes_total", name="orders", dir="in") == 110
+    assert sample(found, "rejected_total", name="orders", reason="refused") == 4
+    assert sample(found, "rejected_total", name="orders", reason="policy") == 2
+
+
 def test_the_numbers_of_a_forwarder():
     forward = ForwardStatus(
         name="orders", state=ForwardState.LISTENING, listen=("127.77.0.1:1433",), address="127.77.0.1", hosts=("db",),
