@@ -29,7 +29,8 @@ _ROOT: Final = 0
 def uid_of_peer(stream: trio.SocketStream) -> int | None:
     """Which user holds the other end of an IPv4 connection within this machine. Reads ``/proc``; does not wait.
 
-    Returns: the user's number; None if there is no such end, as when it was closed meanwhile.
+    Returns: the user's number; None if nobody holds that end any more. The list may say 0 for what was closed already,
+      and that is not root.
     """
     local, remote = _end(stream.socket.getpeername()), _end(stream.socket.getsockname())
     for file, prefix in _SOCKETS.items():
@@ -43,9 +44,10 @@ def _find(file: Path, ends: str) -> int | None:
     try:
         with file.open(encoding="ascii") as lines:
             for line in lines:
-                # NUMBER: LOCAL REMOTE STATE QUEUES TIMER RETRANSMITS UID ..., proc(5)
                 if ends in line:
-                    return int(line.split()[7])
+                    # NUMBER: LOCAL REMOTE STATE QUEUES TIMER RETRANSMITS UID TIMEOUT INODE ..., proc(5)
+                    words = line.split()
+                    return int(words[7]) if words[9] != "0" else None
     except OSError:
         pass
     return None

@@ -31,7 +31,20 @@ async def test_both_ends_of_a_connection_are_told():
     assert uid_of_peer(theirs) == uid_of_peer(ours) == os.geteuid()
     await theirs.aclose()
     await ours.aclose()
-    # What was closed on both sides belongs to nobody, or to the system for a while.
+    await listener.aclose()
+
+
+async def test_what_was_closed_is_nobodys():
+    """The list says 0 for it, which would be root: another user's last words must not pass for those of root."""
+    (listener,) = (await open_own()).sockets
+    ours = await trio.open_tcp_stream(*listener.socket.getsockname())
+    await ours.send_all(b"CONNECT")
+    await ours.aclose()
+    theirs = await listener.accept()
+    assert await theirs.receive_some() == b"CONNECT"
+    assert await theirs.receive_some() == b""  # the end was seen, and acknowledged
+    assert uid_of_peer(theirs) is None
+    await theirs.aclose()
     await listener.aclose()
 
 
