@@ -25,6 +25,9 @@ _Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 _ALL_PORTS: Final = (0, 65_535)
 _UNIX: Final = "unix:"
 
+_LOOPBACK: Final[dict[int, _Address]] = {4: ipaddress.IPv4Address("127.0.0.1"), 6: ipaddress.IPv6Address("::1")}
+_MAPPED: Final = ipaddress.IPv6Network("::ffff:0:0/96")
+
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
@@ -61,10 +64,11 @@ class Pattern:
         found = _address(address)
         if found is None:
             return False
+        # A connection to the unspecified address ends at this machine, as one to its loopback address does.
+        meant = (found, _LOOPBACK[found.version]) if found.is_unspecified else (found,)
         if self.network is not None:
-            return found.version == self.network.version and found in self.network
-        # A connection to the unspecified address ends at this machine, too.
-        return self.host == "*" or (self.host == "localhost" and (found.is_loopback or found.is_unspecified))
+            return any(one.version == self.network.version and one in self.network for one in meant)
+        return self.host == "*" or (self.host == "localhost" and meant[-1].is_loopback)
 
     def matches_path(self, path: str) -> bool:
         """Whether the path of a Unix socket is meant."""
@@ -101,6 +105,8 @@ def parse_pattern(text: str, *, source: str = "", key: str = "") -> Pattern:
         if "/" in host or ":" in host or ("*" in host.removeprefix("*.") and host != "*"):
             raise ConfigError(f"{text!r}: {error}", source=source, key=key) from error
         return Pattern(text, host, None, ports)
+    if isinstance(network, ipaddress.IPv6Network) and network.subnet_of(_MAPPED):  # see _address
+        network = ipaddress.IPv4Network((network.network_address.packed[12:], network.prefixlen - 96))
     return Pattern(text, "", network, ports)
 
 
