@@ -32,7 +32,10 @@ def uid_of_peer(stream: trio.SocketStream) -> int | None:
     Returns: the user's number; None if nobody holds that end any more. The list may say 0 for what was closed already,
       and that is not root.
     """
-    local, remote = _end(stream.socket.getpeername()), _end(stream.socket.getsockname())
+    try:
+        local, remote = _end(stream.socket.getpeername()), _end(stream.socket.getsockname())
+    except OSError:  # it was reset
+        return None
     for file, prefix in _SOCKETS.items():
         uid = _find(file, f" {prefix}{local} {prefix}{remote} ")
         if uid is not None:

@@ -10,6 +10,7 @@ from unprivileged import unprivileged
 from relaycore.edge.config.settings import ListenAt
 from relaycore.edge.connect.listeners import open_local
 from relaycore.edge.run.peers import OwnUserOnly, uid_of_peer
+from relaycore.net.linger import reset
 
 CONNECT = "import socket, sys; s = socket.create_connection(('127.0.0.1', int(sys.argv[1]))); print(s.recv(5).decode())"
 
@@ -46,6 +47,18 @@ async def test_what_was_closed_is_nobodys():
     assert uid_of_peer(theirs) is None
     await theirs.aclose()
     await listener.aclose()
+
+
+async def test_a_connection_that_was_reset_before_it_was_taken_ends_nothing():
+    listener = await open_own()
+    address = listener.sockets[0].socket.getsockname()
+    await reset(await trio.open_tcp_stream(*address))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(listener.serve, greet, nursery)
+        stream = await trio.open_tcp_stream(*address)
+        assert await stream.receive_some() == b"hello"
+        await stream.aclose()
+        nursery.cancel_scope.cancel()
 
 
 async def test_an_ipv6_socket_that_reaches_ipv4_is_told():
