@@ -231,6 +231,9 @@ class _Attempt:
             stream.socket.close()
             cause = error.__cause__ if isinstance(error.__cause__, OSError) else OSError()
             raise from_os_error(f"{self._target}, sent a PROXY header,", cause) from error
+        except OSError as error:  # a connection that was reset has no addresses any more
+            stream.socket.close()
+            raise from_os_error(str(self._target), error) from error
         except BaseException:
             stream.socket.close()
             raise

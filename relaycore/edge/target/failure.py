@@ -36,6 +36,7 @@ _OVERLOADED: Final = (503, "other")
 _BY_ERRNO: Final[dict[int, tuple[tuple[int, FailureKind], str, str]]] = {
     errno.ECONNREFUSED: (_REFUSED, "refused the connection", "start the service, or open its firewall"),
     errno.ECONNRESET: (_REFUSED, "reset the connection", "the service, or a firewall before it, does not want it"),
+    errno.ENOTCONN: (_REFUSED, "reset the connection at once", "the service, or a firewall, does not want it"),
     errno.EPIPE: (_REFUSED, "closed the connection at once", "the service does not want it"),
     errno.ETIMEDOUT: ((504, "timeout"), "does not answer", "a firewall drops the packets, or the machine is off"),
     errno.EHOSTUNREACH: (_UNREACHABLE, "cannot be reached", "the machine is off, or a router has no way to it"),

@@ -304,6 +304,19 @@ async def test_an_endpoint_that_resets_at_once(monkeypatch: pytest.MonkeyPatch, 
     assert "sent a PROXY header, reset the connection (ECONNRESET)" in failed.text
 
 
+async def test_an_endpoint_that_resets_before_its_proxy_header(serve, monkeypatch: pytest.MonkeyPatch):
+    """The system then knows no peer address any more; getpeername(2)."""
+
+    def gone(_: trio.SocketStream) -> None:
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+    port = await serve(trio.aclose_forcefully)
+    monkeypatch.setattr("relaycore.edge.target.dial._place", gone)
+    failed = await fails(Target("127.0.0.1", port), settings=DialSettings(proxy_protocol=1))
+    assert (failed.status, failed.kind) == (502, "refused")
+    assert failed.text.startswith(f"127.0.0.1:{port} reset the connection")
+
+
 async def test_cancelling_leaves_nothing_open(names, black_hole, autojump_clock: MockClock):
     """A socket left open would warn, and warnings are errors."""
     port = black_hole("127.0.0.2")
