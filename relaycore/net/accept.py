@@ -21,9 +21,9 @@ import trio
 
 from ..errors import ConfigError
 
-__all__ = ["Listener", "TlsContext", "open_listeners"]
+__all__ = ["PASSING_ERRNOS", "Listener", "TlsContext", "open_listeners"]
 
-_PASSING_ERRNOS = frozenset(
+PASSING_ERRNOS = frozenset(
     {
         errno.ECONNABORTED,
         errno.EHOSTDOWN,
@@ -80,7 +80,7 @@ class Listener(trio.abc.AsyncResource):
             except BlockingIOError:
                 return None
             except OSError as error:
-                if error.errno not in _PASSING_ERRNOS:
+                if error.errno not in PASSING_ERRNOS:
                     raise
             else:
                 return trio.SocketStream(trio.socket.from_stdlib_socket(accepted)), (name[0], name[1])

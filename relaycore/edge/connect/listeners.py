@@ -6,7 +6,7 @@ Facts, and what they mean for us:
 - Between ``bind`` and ``chmod`` a file has the mode that the umask leaves, so the umask takes all but the owner's bits
   away for that moment, and the mode is widened afterwards.
 - A full table of descriptors makes ``accept`` fail at once and again; it is tried anew after a while, and those who
-  wait stay in the kernel's queue.
+  wait stay in the kernel's queue. On Linux it also says what went wrong with a single connection, accept(2).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Final
 import trio
 
 from ...errors import ConfigError
+from ...net.accept import PASSING_ERRNOS
 from ..config.settings import ListenAt
 
 __all__ = [
@@ -108,9 +109,7 @@ async def _accept(
         try:
             stream = await listener.accept()
         except OSError as error:
-            if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                raise
-            await trio.sleep(_RETRY_S)
+            await trio.sleep(0 if error.errno in PASSING_ERRNOS else _RETRY_S)
         else:
             nursery.start_soon(serve, stream)
 
@@ -184,8 +183,11 @@ def _show(host: str, port: int) -> str:
 
 def _open_unix(at: ListenAt) -> LocalListener:
     path = Path(at.path)
-    _take_stale_away(path)
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _take_stale_away(path)
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    except OSError as error:  # no descriptor is left
+        raise ListenFailed(f"cannot listen on unix:{path}: {error.strerror}", is_port=False) from error
     try:
         previous = os.umask(0o177)
         try:

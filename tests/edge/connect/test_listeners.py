@@ -121,8 +121,25 @@ async def test_paths_that_are_no_place_for_a_socket(tmp_path, make, words):
         await open_local(ListenAt("unix", path=str(tmp_path / ("x" * 200))))
 
 
-async def test_no_descriptors_left_is_waited_for(monkeypatch, autojump_clock):
-    """failures: accept fails at once and again while the table of descriptors is full."""
+async def test_no_descriptor_for_a_unix_socket(tmp_path, monkeypatch):
+    """failures: the address cannot be opened now, and everything else goes on."""
+    path = tmp_path / "s"
+
+    def full(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    monkeypatch.setattr(socket, "socket", full)
+    for _ in range(2):
+        with pytest.raises(ListenFailed, match="Too many open files"):
+            await open_local(ListenAt("unix", path=str(path)))
+        path.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ECONNABORTED, errno.EPERM, errno.ENETDOWN, errno.EINVAL])
+async def test_an_accept_that_fails_ends_nothing(monkeypatch, autojump_clock, number):
+    """failures: accept fails at once and again while the table of descriptors is full, and for single connections."""
     listener = await open_local(ListenAt("tcp", "127.0.0.1", 0))
     one = listener.sockets[0]
     accept, failures = one.accept, 2
@@ -131,7 +148,7 @@ async def test_no_descriptors_left_is_waited_for(monkeypatch, autojump_clock):
         nonlocal failures
         if failures:
             failures -= 1
-            raise OSError(errno.EMFILE, "Too many open files")
+            raise OSError(number, os.strerror(number))
         return await accept()
 
     monkeypatch.setattr(one, "accept", fail_first)
