@@ -47,7 +47,11 @@ __all__ = ["add_command", "import_command", "remove_command"]
     "  [default: what the hybrid connection's metadata says]",
 )
 @click.option(
-    "--profile", type=click.Choice([str(one) for one in Profile]), default=str(Profile.RAW), show_default=True
+    "--profile",
+    type=click.Choice([str(one) for one in Profile]),
+    default=str(Profile.RAW),
+    show_default=True,
+    help="What senders send: the endpoint's own bytes, azbridge's framing, or HTTP requests.",
 )
 @click.option(
     "--key-file",

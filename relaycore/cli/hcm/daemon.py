@@ -91,9 +91,19 @@ _LEVELS: Final = {
     "  [default: beside the settings]",
 )
 @click.option(
-    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    help="The least important lines to log.",
 )
-@click.option("--log-format", type=click.Choice(["human", "json"]), default="human", show_default=True)
+@click.option(
+    "--log-format",
+    type=click.Choice(["human", "json"]),
+    default="human",
+    show_default=True,
+    help="Lines for people, or JSON objects.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON when ready, nothing else.")
 def run_command(
     config_files: tuple[Path, ...],
@@ -264,9 +274,8 @@ class Daemon:
             self._tallies.reconnects[event.name] = self._tallies.reconnects.get(event.name, 0) + 1
 
     def _summary(self) -> str:
-        connections = self.manager.status().connections
-        connected = sum(one.status == Shown.CONNECTED for one in connections)
-        return f"{connected} of {len(connections)} connections Connected"
+        words = [word for _, word in self.manager.shown()]
+        return f"{words.count(Shown.CONNECTED)} of {len(words)} connections Connected"
 
     def _announce(self, socket: Path) -> None:
         count = len(self._loaded.settings.hcm.connections)
@@ -329,10 +338,10 @@ class Daemon:
         return Page("ok\n")  # that it answers is all there is to say: a relay that is down is no reason to restart us
 
     def _ready_page(self) -> Page:
-        connections = self.manager.status().connections
-        words = [one.status == Shown.CONNECTED for one in connections]
+        shown = self.manager.shown()
+        words = [word is Shown.CONNECTED for _, word in shown]
         is_ready = all(words) and bool(words) if self._ready_when == "all" else any(words)
-        lines = [f"{self._summary()}", *(f"{one.name}: {one.status}" for one in connections)]
+        lines = [f"{self._summary()}", *(f"{name}: {word.value}" for name, word in shown)]
         return Page("\n".join(lines) + "\n", 200 if is_ready else 503)
 
     @property
