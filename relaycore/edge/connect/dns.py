@@ -71,7 +71,7 @@ _MAX_MESSAGE: Final = 65_535
 _HEADER: Final = 12
 
 _MAX_PASSED_ON: Final = 256
-"""Questions under way to the system's name servers; further ones fail."""
+"""Questions that wait for the system's name servers; further ones fail, also if they are the same."""
 
 _MAX_TCP: Final = 64
 """Connections at one time; further ones are closed."""
@@ -187,6 +187,7 @@ class DnsStub:
         self._seen: tuple[Redirection, ...] = ()
         self._zone = Zone((), pool)
         self._flights: dict[tuple[bool, bytes], _Flight] = {}
+        self._waiting = 0
 
     async def answer(self, query: bytes, *, is_tcp: bool) -> bytes | None:
         """Answer one message; None: it deserves no answer. A checkpoint only where the question is passed on."""
@@ -270,11 +271,18 @@ class DnsStub:
     # Passing on ------------------------------------------------------------------------------------------------------
 
     async def _pass_on(self, query: bytes, is_tcp: bool) -> bytes | None:
+        if self._waiting >= _MAX_PASSED_ON:
+            return None
+        self._waiting += 1
+        try:
+            return await self._wait_for_answer(query, is_tcp)
+        finally:
+            self._waiting -= 1
+
+    async def _wait_for_answer(self, query: bytes, is_tcp: bool) -> bytes | None:
         key = is_tcp, query[2:]
         flight = self._flights.get(key)
         if flight is None:
-            if len(self._flights) >= _MAX_PASSED_ON:
-                return None
             flight = self._flights[key] = _Flight()
             try:
                 flight.answer = await self._ask_each(query, is_tcp)

@@ -478,6 +478,28 @@ async def test_name_servers_that_are_silent_or_none(autojump_clock: MockClock):
         assert stub.counts == {"failed": 1}
 
 
+async def test_questions_that_wait_are_few(autojump_clock: MockClock):
+    """failures: a flood of questions, and be it the same one, takes no memory beyond a bound."""
+    stub = stub_of("system", name_servers=lambda: [("192.0.2.1", 53)])
+
+    async def wait_forever(*_args) -> None:
+        await trio.sleep_forever()
+
+    async def ask() -> None:
+        await stub.answer(OTHER.to_wire(), is_tcp=False)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("relaycore.edge.connect.dns.ask_udp", wait_forever)
+        async with trio.open_nursery() as nursery:
+            for _ in range(1000):
+                nursery.start_soon(ask)
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(nursery.child_tasks) == 256
+            assert stub.counts == {"failed": 744}
+    assert stub.counts == {"failed": 1000}
+    assert addresses(ask_nowait(stub, dns.message.make_query("sqldb", "A"))) == ["127.77.1.1"]
+
+
 async def test_a_question_in_a_circle_ends(autojump_clock: MockClock):
     """connection manager 8.6: loop-safe, where one of the system's name servers asks us again."""
     asked = 0
