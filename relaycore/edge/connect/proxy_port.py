@@ -7,6 +7,7 @@ serves a program that talks to other hosts too.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
@@ -34,6 +35,8 @@ from .listeners import LocalListener, open_local
 from .socks import Farewell, ProxyReader, RequestKind, Say, Wanted, Why, parse_users
 
 __all__ = ["Join", "ProxyPort", "proxy_environment", "serve_proxy_port"]
+
+_logger = logging.getLogger("relaycore.edge")
 
 REQUEST_TIMEOUT: Final = 15.0
 """Seconds for a program to say what it wants."""
@@ -106,6 +109,10 @@ class ProxyPort:
                 await self._refuse(stream, wanted, Why.NOT_ALLOWED, self._not_allowed(wanted))
                 await close_gently(stream)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
+            await reset(stream)
+        except Exception:  # no memory, or a bug of ours: it costs this program, not the others
+            _logger.exception("a program at the proxy port")
+            self.on_event("lost", "a connection at the proxy port ended with an internal error; the log has it")
             await reset(stream)
         except BaseException:
             await reset(stream)  # noqa: ASYNC102 - never blocks

@@ -376,3 +376,23 @@ async def test_variables():
     found = proxy_environment("127.0.0.1:1080")
     assert found["ALL_PROXY"] == found["all_proxy"] == "socks5h://127.0.0.1:1080"
     assert found["HTTPS_PROXY"] == found["http_proxy"] == "http://127.0.0.1:1080"
+
+
+async def test_what_goes_wrong_inside_costs_one_program(caplog):
+    """failures: memory, descriptors or threads may be refused to a single connection."""
+    failures: list[Exception] = [MemoryError()]
+
+    async def join_later(*args, **options) -> None:
+        if failures:
+            raise failures.pop()
+        await join_echo(*args, **options)
+
+    async with open_port(join_later) as port:
+        async with await port.ask(GREETING, TO_DB) as stream:
+            await receive_exactly(stream, b"\x05\x00")
+            with pytest.raises(trio.BrokenResourceError):
+                await stream.receive_some()
+        async with await port.ask(GREETING, TO_DB) as stream:
+            await receive_exactly(stream, b"\x05\x00" + GRANTED + b"<")
+        assert port.events == ["lost: a connection at the proxy port ended with an internal error; the log has it"]
+    assert "a program at the proxy port" in caplog.text
