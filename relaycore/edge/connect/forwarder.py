@@ -726,9 +726,11 @@ class Forwarder:
             finally:
                 await stream.aclose()
             return
-        if not forward.fail_fast and isinstance(stream, trio.SocketStream):
-            await trio.lowlevel.wait_readable(stream.socket)
-        await reset(stream)
+        try:
+            if not forward.fail_fast and isinstance(stream, trio.SocketStream):
+                await trio.lowlevel.wait_readable(stream.socket)
+        finally:
+            await reset(stream)  # noqa: ASYNC102 - never blocks
 
 
 async def _watch(stream: trio.abc.Stream, dialling: trio.CancelScope) -> None:

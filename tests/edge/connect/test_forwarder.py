@@ -144,6 +144,20 @@ async def test_a_refusal_resets_the_program_and_says_why(fail_fast):
             assert (status.accepted, status.refused, status.open, status.dialling) == (1, 1, 0, 0)
 
 
+async def test_stopping_resets_a_program_that_was_refused_and_has_not_spoken():
+    """A socket left open would warn, and warnings are errors."""
+    async with open_link() as link:
+        await link.relay.create_entity("sql")
+        forward = link.forward("sql", fail_fast=False, retry=RetrySettings(timeout_s=5.0, attempts=1))
+        async with running(forward) as forwarder:
+            events = forwarder.events()
+            async with await trio.open_tcp_stream(*address_of(forwarder, "sql")) as program:
+                await next_event(events, "refused")
+                await forwarder.stop(0)
+                with pytest.raises(trio.BrokenResourceError):
+                    await program.receive_some()
+
+
 async def test_a_wrong_key_and_a_missing_right_are_told_apart_and_not_tried_again():
     async with open_link() as link:
         await link.relay.create_entity("sql")
