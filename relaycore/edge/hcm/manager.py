@@ -31,7 +31,7 @@ from .agent import Agent
 from .endpoint_leg import fixed_targets
 from .metadata import METADATA_INTERVAL
 from .plan import Plan, UnknownConnection, make_plan
-from .status import ConnectionStatus, ManagerStatus, SessionStatus, TargetCheck
+from .status import ConnectionStatus, ManagerStatus, SessionStatus, Shown, TargetCheck
 
 __all__ = ["Manager", "open_hcm"]
 
@@ -271,6 +271,10 @@ class Manager:
             relay=relays.pop() if len(relays) == 1 else f"{len(relays)} relays",
             connections=connections,
         )
+
+    def shown(self) -> list[tuple[str, Shown]]:
+        """Each entry's name and the word that `status` has for it, without a look at all its connections."""
+        return [(agent.name, agent.shown) for agent in (*self._agents.values(), *self._leaving)]
 
     def connection_status(self, name: str) -> ConnectionStatus:
         """A snapshot of one entry."""

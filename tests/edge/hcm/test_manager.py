@@ -27,6 +27,7 @@ from relaycore.edge.config.settings import (
 )
 from relaycore.edge.hcm.manager import Manager, open_hcm
 from relaycore.edge.hcm.plan import UnknownConnection
+from relaycore.edge.hcm.sessions import SessionBook
 from relaycore.errors import ConfigError
 
 BAD_KEY = "bm90IHRoZSBrZXkgYXQgYWxsLCBidXQgYXMgbG9uZyE="
@@ -670,3 +671,15 @@ async def test_an_endpoint_that_nobody_names(world: World):
         found = status(manager)
         assert (found.endpoint, found.endpoint_from) == ("", "metadata")
         assert "metadata names no endpoint" in found.last_error
+
+
+async def test_words_are_told_without_a_look_at_all_connections(world: World, monkeypatch):
+    """The daemon asks with every event, of which ten thousand may come at once when a relay goes."""
+    endpoint = await world.endpoint()
+    entries = (world.connection(endpoint.target), world.connection(endpoint.target, name="also", is_paused=True))
+    async with world.manager(*entries) as manager:
+        await manager.wait_settled("orders")
+        assert manager.shown() == [(one.name, one.status) for one in manager.status().connections]
+        with monkeypatch.context() as without:
+            without.setattr(SessionBook, "carried", None)
+            assert manager.shown() == [("orders", "Connected"), ("also", "Paused")]
