@@ -118,7 +118,8 @@ class Entrance:
 
 @asynccontextmanager
 async def open_entrance(command: Sequence[str], environ: Mapping[str, str]) -> AsyncIterator[Entrance]:
-    """Start the process that will be the program, with our input, output, working directory and process group.
+    """Start the process that will be the program, with our input, output, working directory and process group, and
+    the descriptors that we were started with.
 
     If it is left before its end, by an error or a cancellation, the process is asked to end, and killed after 5 s.
 
@@ -128,8 +129,11 @@ async def open_entrance(command: Sequence[str], environ: Mapping[str, str]) -> A
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with trio.socket.from_stdlib_socket(ours) as control:
         with theirs:
+            theirs.set_inheritable(True)
             start = [sys.executable, "-I", "-S", str(_ENTER), str(theirs.fileno()), *command]
-            process = await trio.lowlevel.open_process(start, pass_fds=[theirs.fileno()], env=dict(environ))
+            # Descriptors that we were started with are the program's: a shell's <(...), the job server of make. Ours
+            # are not inherited.
+            process = await trio.lowlevel.open_process(start, close_fds=False, env=dict(environ))
         try:
             yield Entrance(process, control)
         finally:

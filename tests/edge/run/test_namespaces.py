@@ -150,3 +150,17 @@ async def test_leaving_early_ends_the_program(tmp_path):
             scope.cancel()
             await entrance.process.wait()
     assert entrance.process.returncode == -signal.SIGTERM
+
+
+async def test_descriptors_that_we_were_started_with_are_the_programs(tmp_path):
+    """A shell's <(...) and the job server of make are such; our own sockets are not."""
+    given, end = os.pipe()
+    os.write(end, b"from outside")
+    os.close(end)
+    os.set_inheritable(given, True)
+    own = os.dup(given)
+    script = f"cat /dev/fd/{given}; test -e /dev/fd/{own} || echo ' and nothing else'"
+    text, code = await output_of(script, tmp_path)
+    os.close(given)
+    os.close(own)
+    assert (text, code) == ("from outside and nothing else\n", 0)
