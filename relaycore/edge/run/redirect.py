@@ -41,10 +41,14 @@ class _Names:
     """Which name means which address; written by the forwarder's thread, read by all."""
 
     def __init__(self) -> None:
+        self._relays: frozenset[str] = frozenset()
         self._exact: Mapping[str, str] = {}
         self._suffixes: Mapping[str, str] = {}
 
     def learn(self, forwarder: Forwarder) -> None:
+        # Our own thread asks here too, and *.suffix may cover the relay: it would connect to itself, again and again.
+        relays = (forward.relay.lower() for forward in forwarder.status().forwards)
+        self._relays = frozenset((relay.rpartition(":")[0] or relay).rstrip(".") for relay in relays)
         found = {one.host: one.address for one in forwarder.redirections()}
         # Each is replaced as a whole, so that a reader in another thread sees the old ones or the new ones.
         self._exact = {host: address for host, address in found.items() if not host.startswith("*.")}
@@ -57,6 +61,8 @@ class _Names:
         if not isinstance(host, str):
             return None
         name = host.lower().rstrip(".")
+        if name in self._relays:
+            return None
         found = self._exact.get(name)
         if found is not None:
             return found
@@ -67,6 +73,8 @@ class _Names:
 @contextmanager
 def redirect(settings: ConnectSettings) -> Iterator[None]:
     """Lead names and literal addresses of all forwards to the relay, in this process, for as long as the block lasts.
+
+    The relay's own name stays what it is, also where a ``*.suffix`` covers it.
 
     A name leads there at any port; at ports that are not the endpoint's the connection is refused. Addresses are the
     block's own, in the pool. Starting and ending it block for as long as a thread takes, and where the settings leave

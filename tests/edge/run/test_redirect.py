@@ -9,7 +9,7 @@ import pytest
 import trio
 from run_world import ANSWER, NAME, open_run_world
 
-from relaycore.edge.config.settings import ConnectSettings
+from relaycore.edge.config.settings import ConnectSettings, Forward, RelaySettings
 from relaycore.edge.run.redirect import redirect
 from relaycore.errors import ConfigError
 
@@ -70,6 +70,28 @@ async def test_whatever_uses_sockets_reaches_a_name(way):
                 return way()
 
         assert await trio.to_thread.run_sync(use) == ANSWER
+
+
+def test_a_suffix_that_covers_the_relay_leaves_it_alone(monkeypatch):
+    """Our own thread looks the relay up in this process, too, and would reach its own listener."""
+    asked: list[object] = []
+    look_up = socket.getaddrinfo
+
+    def know_no_relay(host, *args, **options):
+        asked.append(host)
+        if host in ("relay.corp.example", b"relay.corp.example"):
+            raise socket.gaierror(socket.EAI_NONAME, "not known")
+        return look_up(host, *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", know_no_relay)
+    relay = RelaySettings("", "sb://Relay.corp.example:18080/")
+    forward = Forward("sql", relay, "sql", hosts=("*.corp.example",), port=18_080)
+    with redirect(ConnectSettings((forward,))), socket.create_connection(("db.corp.example", 18_080), 10) as program:
+        with pytest.raises(ConnectionResetError):
+            program.recv(1)
+        with pytest.raises(socket.gaierror):
+            socket.getaddrinfo("relay.corp.example", 18_080)
+    assert {"relay.corp.example", b"relay.corp.example"} & set(asked)
 
 
 async def test_older_calls_are_answered_too():
