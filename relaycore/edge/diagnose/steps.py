@@ -447,7 +447,7 @@ class _Relay:
         else:
             text = f"endpoint from metadata: {target}"
             if self._role == "listen" and not needs_endpoint:
-                text = f"metadata names {target}; the settings name the endpoint themselves"
+                text = f"metadata names {target}, but the settings count"
             found.append(Finding("ok", "metadata", text, seconds=took))
         count = entity.listener_count
         left = f"{count} listener{'' if count == 1 else 's'} now; at most {MAX_LISTENERS_PER_ENTITY} fit"
