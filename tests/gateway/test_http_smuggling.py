@@ -646,14 +646,15 @@ async def test_the_front_door_forwards_only_what_all_read_alike(start_relay) -> 
     listener = Listener(await relay.listen("open"), {})
     outcomes: dict[str, tuple[int, list[HttpAnswer], bool]] = {}
     turns = trio.CapacityLimiter(10)
+    peers = []  # kept open to the end, so that no port is given out twice: it says whose request reached the listener
 
     async def send(case: Case) -> None:
         async with turns:
             peer = await relay.connect()
+            peers.append(peer)
             port = peer.stream.socket.getsockname()[1]
             await peer.send(case.data + (HIDDEN if case.status else b""))
             outcomes[case.name] = (port, *await answers_of(peer, case))
-            await peer.aclose()
 
     with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
@@ -664,6 +665,8 @@ async def test_the_front_door_forwards_only_what_all_read_alike(start_relay) -> 
             # One more behind them all: what had been smuggled would have come before it.
             await send(Case("the last", get(line=b"GET /open/last HTTP/1.1"), 1, None))
             nursery.cancel_scope.cancel("all is answered")
+    for peer in peers:
+        await peer.aclose()
     for case in CASES:
         port, answers, has_ended = outcomes[case.name]
         accepted = read_by_us(case.data)[0]
