@@ -233,6 +233,7 @@ class Stream:
         self.carried = 0
         self._address = address
         self._is_on = True
+        self._failure = ""
         self._sent, self._came = hashlib.sha256(), hashlib.sha256()
         self._has_ended = trio.Event()
         self._has_more = trio.lowlevel.ParkingLot()
@@ -285,10 +286,11 @@ class Stream:
             try:
                 while data:
                     data = data[await sock.send(data) :]
-            except OSError:
-                return  # the reader says how it ended
+            except OSError as failure:
+                self._failure = type(failure).__name__
+                return
             await trio.sleep(0.02)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # the reader says how it ended
             sock.shutdown(socket.SHUT_WR)
 
     async def _read(self, sock: trio.socket.SocketType) -> str:
@@ -296,6 +298,10 @@ class Stream:
             self._came.update(data)
             self.carried += len(data)
             self._has_more.unpark_all()
+        # The system tells of a reset once. If it was the writer that was told, it may just be on its way out of send().
+        await trio.lowlevel.checkpoint()
+        if self._failure:
+            return self._failure
         if self._is_on:
             return "an end that nobody asked for"
         return "whole" if self._came.digest() == self._sent.digest() else "other bytes"
