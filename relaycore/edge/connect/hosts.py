@@ -18,6 +18,7 @@ import ipaddress
 import os
 import re
 import socket
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,11 @@ _LINE = re.compile(r"[^\n]*\n|[^\n]+")
 
 _MAX_BYTES: Final = 16 << 20
 """A longer file is no hosts file; lists against advertisements have a few megabytes."""
+
+_LOCK_TIMEOUT: Final = 5.0
+"""Seconds to wait for another program that writes the file; it needs milliseconds."""
+
+_LOCK_PAUSE: Final = 0.05
 
 _CHECK_TIMEOUT: Final = 10.0
 """Seconds for one name; a resolver whose servers are silent takes 5 for each."""
@@ -272,10 +278,26 @@ class HostsFile:
         except OSError as error:
             raise self._not_writable(error) from error
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            self._lock(handle)
             yield handle
         finally:
             os.close(handle)
+
+    def _lock(self, handle: int) -> None:
+        # Whoever may read the file may lock it, for as long as he likes.
+        stop = time.monotonic() + _LOCK_TIMEOUT
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                if time.monotonic() >= stop:
+                    raise ConfigError(
+                        f"another program has had it locked for {_LOCK_TIMEOUT:g} s; `fuser {self.path}` names it",
+                        source=str(self.path),
+                    ) from error
+                time.sleep(_LOCK_PAUSE)
+            else:
+                return
 
     def _write(self, handle: int, old: bytes, new: bytes) -> None:
         try:
@@ -328,7 +350,9 @@ def _write_all(handle: int, data: bytes) -> None:
 def _write_backup(path: Path, data: bytes, like: os.stat_result) -> None:
     """Beside the file, readable for the same people; replaced as a whole."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with contextlib.suppress(FileNotFoundError):
+        temporary.unlink()  # of a process that died, or somebody's link to a file that is none of ours
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         _write_all(handle, data)
         os.fchmod(handle, like.st_mode & 0o666)

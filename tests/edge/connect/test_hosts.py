@@ -339,6 +339,28 @@ def test_two_at_a_time_wait_for_each_other(file: HostsFile):
     assert file.path.read_text().startswith(SYSTEM + "10.0.0.1 new\n# relaycore connect: begin")
 
 
+def test_whoever_reads_the_file_cannot_hold_us_up(file, monkeypatch):
+    """Reading it is enough to lock it."""
+    monkeypatch.setattr("relaycore.edge.connect.hosts._LOCK_TIMEOUT", 0.1)
+    with file.path.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match="locked"):
+            file.apply(NAMES)
+    assert file.path.read_text() == SYSTEM
+    file.apply(NAMES)
+
+
+def test_the_backup_follows_no_link(file, tmp_path):
+    """In a directory that others may write in, somebody may have put one where the backup begins."""
+    other = tmp_path / "other"
+    other.write_text("precious")
+    file.backup.with_name(f"{file.backup.name}.{os.getpid()}").symlink_to(other)
+    file.apply(NAMES)
+    assert other.read_text() == "precious"
+    assert file.backup.read_text() == SYSTEM
+    assert not file.backup.is_symlink()
+
+
 # Checks --------------------------------------------------------------------------------------------------------------
 
 
