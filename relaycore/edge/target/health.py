@@ -50,6 +50,12 @@ _HURRY_S: Final = 1.0
 _STDERR_BYTES: Final = 200
 """Of a command's complaint that are repeated."""
 
+_STDERR_KEPT: Final = 4096
+"""Of what it says in all; the end counts."""
+
+_LAST_WORDS_S: Final = 0.2
+"""Seconds for the rest of it, once the command has ended."""
+
 
 class EndpointState(enum.Enum):
     """What to think of an endpoint."""
@@ -406,25 +412,41 @@ async def _run_command(target: Target, kind: Probe) -> None:
     }
     name = kind.command[0]
     try:
-        done = await trio.run_process(
+        process = await trio.lowlevel.open_process(
             kind.command,
-            stdin=b"",
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            capture_stderr=True,
-            check=False,
+            stderr=subprocess.PIPE,
             env=environ,
             start_new_session=True,
-            deliver_cancel=_kill,
         )
     except OSError as error:
         raise _Unwell(f"was not probed: {name} cannot be started: {error.strerror}") from error
-    if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().rpartition("\n")[2][-_STDERR_BYTES:]
-        raise _Unwell(f"is not well: {name} ended with {done.returncode}{': ' + said if said else ''}")
+    assert process.stderr is not None
+    complaint = bytearray()
+    try:
+        async with process.stderr, trio.open_nursery() as nursery:
+            nursery.start_soon(_keep_end, process.stderr, complaint)
+            await process.wait()
+            _kill_group(process)  # what it has left behind may hold its stderr
+            nursery.cancel_scope.deadline = trio.current_time() + _LAST_WORDS_S
+    finally:
+        if process.returncode is None:
+            _kill_group(process)
+            with trio.CancelScope(shield=True):
+                await process.wait()
+    if process.returncode:
+        said = complaint.decode(errors="replace").strip().rpartition("\n")[2][-_STDERR_BYTES:]
+        raise _Unwell(f"is not well: {name} ended with {process.returncode}{': ' + said if said else ''}")
 
 
-async def _kill(process: trio.Process) -> None:
+async def _keep_end(stream: trio.abc.ReceiveStream, end: bytearray) -> None:
+    async for data in stream:
+        end += data
+        del end[:-_STDERR_KEPT]
+
+
+def _kill_group(process: trio.Process) -> None:
     """End a command and what it has started: a probe has nothing to put in order."""
-    with contextlib.suppress(ProcessLookupError):
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS says the second of a group of zombies
         os.killpg(process.pid, signal.SIGKILL)
-    await trio.lowlevel.checkpoint()

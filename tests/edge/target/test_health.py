@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -348,6 +349,37 @@ async def test_commands(tmp_path: Path):
     assert quiet == "db.test:1433 is not well: /bin/false ended with 1"
     missing = await ask(Probe("command", command=(str(tmp_path / "none"),)), target, 60)
     assert "cannot be started: No such file or directory" in missing
+
+
+@pytest.mark.parametrize("ending", ["exit 0", "sleep 1000"])
+async def test_a_command_leaves_nothing_behind(tmp_path: Path, ending: str):
+    """What it has started ends with it, and does not keep it from ending, whoever holds its stderr."""
+    started = tmp_path / "pid"
+    script = f"sleep 1000 & echo $! > {started}; {ending}"
+    said = await ask(
+        Probe("command", command=("/bin/sh", "-c", script)), Target("db.test", 1), 1 if "sleep" in ending else 60
+    )
+    assert said == ("" if ending == "exit 0" else "/bin/sh took more than 1 s")
+    with trio.fail_after(10):
+        while is_running(int(started.read_text())):
+            await trio.sleep(0.01)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there, and is no zombie that nobody has waited for yet."""
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+async def test_of_a_commands_complaint_only_the_end_is_kept():
+    script = "yes x | head -c 3000000 >&2; echo the end >&2; exit 1"
+    tracemalloc.start()
+    try:
+        said = await ask(Probe("command", command=("/bin/sh", "-c", script)), Target("db.test", 1), 60)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+    assert said == "db.test:1 is not well: /bin/sh ended with 1: the end"
 
 
 async def test_a_command_that_hangs_is_ended(autojump_clock: MockClock):
