@@ -174,7 +174,10 @@ def main(control: socket.socket, argv: list[str]) -> int:
                     _execute(request, argv)
         except _Failed as failed:
             answer = {"ok": False, "step": failed.step, "errno": failed.number}
-        socket.send_fds(control, [json.dumps(answer).encode()], fds)
+        try:
+            socket.send_fds(control, [json.dumps(answer).encode()], fds)
+        except BrokenPipeError:  # whoever asked has gone
+            return 1
         if made is not None:
             made.close()
         if request["do"] == "execute":

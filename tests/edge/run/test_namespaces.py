@@ -4,13 +4,15 @@ import errno
 import os
 import signal
 import socket
+import subprocess
+import sys
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 import trio
 
-from relaycore.edge.run.namespaces import CannotExecute, NoNamespaces, open_entrance
+from relaycore.edge.run.namespaces import _ENTER, CannotExecute, NoNamespaces, open_entrance
 
 pytestmark = pytest.mark.usefixtures("namespaces")
 
@@ -135,6 +137,17 @@ async def test_a_process_that_ends_early_is_an_error():
         await entrance.process.wait()
         with pytest.raises(NoNamespaces, match="ended with -9"):
             await entrance.enter(with_network=False, over={})
+
+
+def test_who_asks_and_goes_ends_the_process_without_a_word():
+    """A signal may end us before the program has begun."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        ours.send(b'{"do": "listen", "kind": "tcp", "host": "127.0.0.1", "port": 0}')
+        ours.shutdown(socket.SHUT_RD)
+        start = [sys.executable, "-I", "-S", _ENTER, str(theirs.fileno()), "true"]
+        done = subprocess.run(start, pass_fds=[theirs.fileno()], stderr=subprocess.PIPE, check=False, timeout=30)
+    assert (done.returncode, done.stderr) == (1, b"")
 
 
 async def test_a_program_does_not_inherit_what_the_interpreter_ignores(tmp_path):
