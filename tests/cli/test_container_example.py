@@ -8,16 +8,17 @@ import socket
 import sys
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
 import trio
-from conftest import ROOT
 from programs import finish, run_program
 
 from relaycore.testing import open_relay
 from relaycore.wire.connection_string import parse_connection_string
 
+ROOT: Final = Path(__file__).parents[2]
 FOLDER: Final = ROOT / "examples" / "container"
 
 

@@ -18,10 +18,9 @@ from typing import Final
 import pytest
 import trio
 import trio.testing
-from conftest import ROOT
 from programs import Program, finish, run_program
 
-PAGE: Final = ROOT / "docs" / "tutorial-database.md"
+PAGE: Final = Path(__file__).parents[2] / "docs" / "tutorial-database.md"
 
 _CLIENT: Final = """
 import socket, sys
@@ -138,11 +137,9 @@ def primary_of(output: str) -> str:
     return next(line.split(None, 1)[1] for line in output.splitlines() if line.startswith("  primary"))
 
 
-async def _serve(
-    database: trio.SocketListener, running: trio.CancelScope, *, task_status: trio.TaskStatus[object]
-) -> None:
+async def _serve(database: trio.SocketListener, running: trio.CancelScope) -> None:
     with running:
-        await trio.serve_listeners(answer, [database], task_status=task_status)  # closes it, too
+        await trio.serve_listeners(answer, [database])  # closes it, too
 
 
 async def test_the_tutorial(home):
@@ -155,7 +152,7 @@ async def test_the_tutorial(home):
         reader = Reader(home, free_port(), database.socket.getsockname()[1])
         async with trio.open_nursery() as nursery, AsyncExitStack() as programs:
             running = trio.CancelScope()
-            await nursery.start(_serve, database, running)
+            nursery.start_soon(_serve, database, running)
             await _follow(reader, programs, home, database, running)
             await programs.aclose()
             nursery.cancel_scope.cancel()
