@@ -235,18 +235,19 @@ class Stream:
         self._is_on = True
         self._failure = ""
         self._sent, self._came = hashlib.sha256(), hashlib.sha256()
+        self._is_joined = trio.Event()
         self._has_ended = trio.Event()
         self._has_more = trio.lowlevel.ParkingLot()
         self._random = random.Random(1)
 
-    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """Carry; started as soon as the place has said its name."""
+    async def run(self) -> None:
+        """Carry, to the end."""
         try:
             with trio.socket.socket() as sock:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 await sock.connect(self._address)
                 self.by = (await sock.recv(_NAME_BYTES)).decode()
-                task_status.started()
+                self._is_joined.set()
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._write, sock)
                     try:
@@ -257,8 +258,14 @@ class Stream:
             self.result = type(failures.exceptions[0]).__name__
         finally:
             self.result = self.result or "cancelled"
+            self._is_joined.set()
             self._has_ended.set()
             self._has_more.unpark_all()
+
+    async def wait_joined(self) -> None:
+        """Wait until the place has said its name, or that has failed."""
+        with trio.fail_after(PATIENCE):
+            await self._is_joined.wait()
 
     async def more(self, byte_count: int = 3 * _PIECE_BYTES) -> None:
         """Wait until so many further bytes have come back."""
@@ -481,8 +488,9 @@ class World:
     async def stream(self, address: tuple[str, int]) -> Stream:
         """A long connection that is joined."""
         found = Stream(address)
-        with trio.fail_after(PATIENCE):
-            await self.nursery.start(found.run)
+        self.nursery.start_soon(found.run)
+        await found.wait_joined()
+        assert found.by, found.result
         return found
 
     async def streams(self, address: tuple[str, int], each: int, *names: str) -> dict[str, list[Stream]]:
@@ -518,6 +526,7 @@ async def open_world(folder: Path, port: int, key_name: str, key: str, *, second
             world = World(folder, nursery, port, key_name)
             world.key_file.touch(mode=0o600)
             world.key_file.write_text(key)
+            await trio.lowlevel.checkpoint()
             yield world
             nursery.cancel_scope.cancel()
 
