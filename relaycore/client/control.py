@@ -103,6 +103,14 @@ class AnsweredStream(trio.abc.Stream):
     async def aclose(self) -> None:
         await self._inner.aclose()
 
+    @property
+    def certificate_expires_unix(self) -> float | None:
+        """When the far side's certificate runs out; None without TLS, or if it was not verified."""
+        if not isinstance(self._inner, trio.SSLStream):
+            return None
+        found = (self._inner.getpeercert() or {}).get("notAfter")
+        return None if found is None else float(ssl.cert_time_to_seconds(found))
+
 
 class Posted:
     """Messages that were handed over for sending, one behind the other."""
@@ -128,6 +136,9 @@ class ControlChannel(trio.abc.AsyncResource):
 
     One task writes, `write_posted`, so that messages that belong together stay together, and so that nobody who is
     cancelled leaves half a frame behind, which would cost everybody the channel.
+
+    Attributes:
+      certificate_expires_unix: when the relay's certificate runs out; None without TLS.
     """
 
     def __init__(self, websocket: trio_websocket.WebSocketConnection, stream: AnsweredStream) -> None:
@@ -136,6 +147,7 @@ class ControlChannel(trio.abc.AsyncResource):
         self._posted: deque[Posted] = deque()
         self._has_posted = trio.lowlevel.ParkingLot()
         self._failure: StreamLost | None = None
+        self.certificate_expires_unix = stream.certificate_expires_unix
 
     async def receive(self) -> str | bytes:
         """Wait for the next message: a control message, or the binary one that is a request's body.

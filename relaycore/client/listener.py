@@ -119,6 +119,7 @@ class _Settings:
 class _Counters:
     registrations: int = 0
     tokens_renewed: int = 0
+    tokens_failed: int = 0
     connections_accepted: int = 0
     connections_rejected: int = 0
     accepts_failed: int = 0
@@ -144,6 +145,7 @@ class Listener(trio.abc.Listener[Connection]):
         self._backoff = Backoff(settings.rng)
         # Owned by the registering task.
         self._channel: ControlChannel | None = None
+        self._token_expires_unix: float | None = None
         self._state = ListenerState.CONNECTING
         self._since_unix = settings.clock()
         self._last_error: BaseException | None = None
@@ -222,6 +224,9 @@ class Listener(trio.abc.Listener[Connection]):
             requests_served=counters.requests_served,
             requests_failed=counters.requests_failed,
             requests_refused=counters.requests_refused,
+            tokens_failed=counters.tokens_failed,
+            token_expires_unix=None if self._channel is None else self._token_expires_unix,
+            certificate_expires_unix=None if self._channel is None else self._channel.certificate_expires_unix,
         )
 
     def events(self) -> EventStream:
@@ -327,13 +332,14 @@ class Listener(trio.abc.Listener[Connection]):
         settings = self._settings
         try:
             with alone():
-                credential = await settings.source.fetch()
+                credential = await self._fetch_token()
                 async with trio.open_nursery() as nursery:
                     with bounded(LISTENER_RENDEZVOUS_TIMEOUT):
                         channel = await open_control_channel(
                             nursery, settings.url, credential, settings.endpoint.ssl_context, settings.endpoint.proxy
                         )
                     async with channel:
+                        self._token_expires_unix = credential.expires_unix
                         self._note_online(channel)
                         nursery.start_soon(channel.write_posted)
                         nursery.start_soon(channel.keep_alive, settings.keep_alive_s)
@@ -367,14 +373,23 @@ class Listener(trio.abc.Listener[Connection]):
             await trio.sleep(renewal_delay(credential.expires_unix - settings.clock(), settings.rng))
             while True:
                 try:
-                    credential = await settings.source.fetch()
+                    fresh = await self._fetch_token()
                     break
                 except Exception as error:  # a provider may raise anything; the channel lives on the old token
                     self._last_error = error
                     _log.warning("! the token provider failed: %s", type(error).__name__)
                     await trio.sleep(_RENEWAL_RETRY_S)
-            await channel.renew(credential)
+            await channel.renew(fresh)
+            credential = fresh
+            self._token_expires_unix = fresh.expires_unix
             self._counters.tokens_renewed += 1
+
+    async def _fetch_token(self) -> Credential:
+        try:
+            return await self._settings.source.fetch()
+        except Exception:
+            self._counters.tokens_failed += 1
+            raise
 
     async def _read_messages(self, channel: ControlChannel, tasks: trio.Nursery) -> None:
         waiting_for_body: RequestMessage | None = None

@@ -57,6 +57,9 @@ class ListenerStatus:
       requests_failed: not so: the handler failed, the sender or the way to it was lost, or the listener was closed.
       requests_refused: answered with 503 because there were too many or the listener was closing, or with 501 because
         the listener takes none.
+      tokens_failed: times that there was no token to be had, to sign in with or to renew.
+      token_expires_unix: when the token in use runs out; None while there is none, or it does not say.
+      certificate_expires_unix: when the relay's certificate does; None without TLS, or while nothing is known.
     """
 
     state: ListenerState
@@ -75,6 +78,9 @@ class ListenerStatus:
     requests_served: int
     requests_failed: int
     requests_refused: int
+    tokens_failed: int = 0
+    token_expires_unix: float | None = None
+    certificate_expires_unix: float | None = None
 
     @property
     def is_online(self) -> bool:

@@ -10,6 +10,7 @@ import os
 import random
 import re
 import ssl
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -211,6 +212,8 @@ async def test_over_tls(tmp_path: Path):
         open_fake_relay(ssl_context=context) as relay,
         listening(relay, cafile=tmp_path / "ca.pem") as (listener, channel),
     ):
+        # trustme's certificates are good until 2038 or so.
+        assert (listener.status.certificate_expires_unix or 0) > time.time()
         await channel.send_text(relay.invite())
         leg = await (await relay.next_request("accept")).accept()
         connection = await listener.accept()
@@ -552,7 +555,8 @@ async def test_a_token_provider_that_fails_is_asked_again(autojump_clock: MockCl
 
     async with open_fake_relay() as relay, listening(relay, token=provide, clock=clock) as (listener, _):
         await until(lambda: listener.status.tokens_renewed >= 1)
-        assert listener.status.registrations == 1
+        assert (listener.status.registrations, listener.status.tokens_failed) == (1, 2)
+        assert listener.status.token_expires_unix == int(asked[-1] + 3600)
     assert [round(later - earlier) for earlier, later in itertools.pairwise(asked[1:])] == [30, 30]
 
 

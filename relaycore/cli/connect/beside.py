@@ -166,6 +166,7 @@ class Beside:
         def metrics() -> Page:
             tallies = Tallies()
             tallies.reloads = dict(self._counts.reloads)
+            tallies.dns, tallies.proxy = self._counts.dns, self._counts.proxy
             return Page(render(forwarder_families(self._forwarder.status(), tallies)), content_type=CONTENT_TYPE)
 
         def ready() -> Page:

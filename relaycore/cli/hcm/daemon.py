@@ -36,7 +36,7 @@ from ...edge.control.metrics import CONTENT_TYPE, Tallies, manager_families, ren
 from ...edge.control.notify import Notifier
 from ...edge.control.protocol import ControlError
 from ...edge.control.server import serve_control
-from ...edge.events import Event, EventStream
+from ...edge.events import EventStream
 from ...edge.hcm.manager import Manager
 from ...edge.hcm.plan import Plan
 from ...edge.hcm.status import Shown
@@ -265,13 +265,8 @@ class Daemon:
         async for event in events:
             name = f"{event.name}: " if event.name else ""
             _log.log(_LEVELS.get(event.kind, logging.INFO), "%s%s: %s", name, event.kind, event.text)
-            self._count(event)
             if self._notifier.is_heard and not self._is_stopping:
                 self._notifier.status(self._summary())
-
-    def _count(self, event: Event) -> None:
-        if event.kind == "disconnected":
-            self._tallies.reconnects[event.name] = self._tallies.reconnects.get(event.name, 0) + 1
 
     def _summary(self) -> str:
         words = [word for _, word in self.manager.shown()]

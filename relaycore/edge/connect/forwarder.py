@@ -41,6 +41,7 @@ from ..azbridge.datagrams import DATAGRAM_IDLE_TIMEOUT
 from ..azbridge.local import Address, DatagramForward
 from ..config.settings import ConnectSettings, Forward, ListenAt, Profile
 from ..events import Event, EventLog, EventStream
+from ..spent import Spent
 from .attempt import Opened, explain, open_connection
 from .listeners import (
     Inherited,
@@ -99,6 +100,7 @@ class _Entry:
     bytes_in: int = 0
     bytes_out: int = 0
     handshake_s: float | None = None
+    rendezvous: Spent = field(default_factory=Spent)
     last_error: str = ""
     last_error_unix: float | None = None
     sessions: set[Session] = field(default_factory=set)
@@ -613,6 +615,7 @@ class Forwarder:
             access, forward, port=port or entry.dialled_port, is_udp=is_udp, on_retry=note_retry, rng=self._rng
         )
         entry.handshake_s = opened.seconds
+        entry.rendezvous = entry.rendezvous.plus(opened.seconds)
         return opened
 
     async def _join(
@@ -795,6 +798,7 @@ def _status(entry: _Entry) -> ForwardStatus:
         last_error=entry.last_error,
         last_error_unix=entry.last_error_unix,
         since_unix=entry.since_unix,
+        rendezvous=entry.rendezvous,
     )
 
 

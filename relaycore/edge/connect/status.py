@@ -13,6 +13,8 @@ import enum
 
 import msgspec
 
+from ..spent import Spent
+
 __all__ = ["ForwardState", "ForwardStatus", "ForwarderStatus", "Plan", "Redirection"]
 
 
@@ -40,6 +42,7 @@ class ForwardStatus(msgspec.Struct, frozen=True):
       retries: attempts after the first.
       bytes_in: from the relay to programs; ``bytes_out`` the other way; open connections included.
       handshake_s: how long the last attempt that succeeded took; None before.
+      rendezvous: attempts that succeeded, and how long they took together.
       last_error: the last failure; ``""`` if nothing has gone wrong yet.
     """
 
@@ -65,6 +68,7 @@ class ForwardStatus(msgspec.Struct, frozen=True):
     last_error: str
     last_error_unix: float | None
     since_unix: float
+    rendezvous: Spent = Spent()
 
 
 class ForwarderStatus(msgspec.Struct, frozen=True):

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from ...errors import ConfigError
 from ..hcm.status import ConnectionStatus, ManagerStatus, RelayLeg
+from ..spent import Spent
 
 if TYPE_CHECKING:
-    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
 
     from ..connect.status import ForwarderStatus
 
@@ -25,7 +26,10 @@ __all__ = ["CONTENT_TYPE", "Tallies", "forwarder_families", "manager_families", 
 
 PREFIX: Final = "relaycore_edge_"
 
-_SUMMED: Final = ("open", "queued", "bytes_in", "bytes_out", "accepted", "lost")
+_SUMMED: Final = (
+    "open", "queued", "bytes_in", "bytes_out", "accepted", "lost", "dials", "rendezvous", "throttled_in_s",
+    "throttled_out_s", "tokens_renewed", "tokens_failed",
+)  # fmt: skip
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 """The text form of Prometheus, which every scraper takes."""
@@ -36,8 +40,10 @@ class Tallies:
 
     def __init__(self) -> None:
         self.reloads = {"ok": 0, "failed": 0}
-        self.reconnects: dict[str, int] = {}
-        """By connection: how often it lost the relay."""
+        self.dns: Mapping[str, int] = {}
+        """Questions to the name server, by result."""
+        self.proxy: Mapping[tuple[str, str], int] = {}
+        """Requests to the proxy port, by kind and result."""
 
 
 def render(families: Iterable[Metric]) -> str:
@@ -103,11 +109,37 @@ def manager_families(
         for reason, count in sorted(one.rejected.items()):
             rejected.add_metric([one.name, reason], count)
     yield rejected
-    reconnects = _counter("reconnects", "How often the relay was lost.", ["name"])
-    for name, count in sorted(tallies.reconnects.items()):
-        reconnects.add_metric([name], count)
+    reconnects = _counter("reconnects", "Control channels that were lost.", ["name", "reason"])
+    for one in all_of_them:
+        for reason, count in sorted(one.reconnects.items()):
+            reconnects.add_metric([one.name, reason], count)
     yield reconnects
-    yield from _of_the_program(tallies, now_unix() - status.since_unix)
+    dials = [(one.name, one.dials) for one in all_of_them]
+    yield _spent("dial_seconds", "Dials to the endpoint that succeeded.", dials)
+    rendezvous = [(one.name, one.rendezvous) for one in all_of_them]
+    yield _spent("rendezvous_seconds", "From the endpoint's yes to the sender's connection.", rendezvous)
+    throttled = _counter("throttled_seconds", "Waited because of the limits' rates.", ["name", "dir"])
+    tokens = _counter("token_renew", "Tokens sent on running channels, and tokens that failed.", ["name", "result"])
+    for one in all_of_them:
+        throttled.add_metric([one.name, "in"], one.throttled_in_s)
+        throttled.add_metric([one.name, "out"], one.throttled_out_s)
+        tokens.add_metric([one.name, "ok"], one.tokens_renewed)
+        tokens.add_metric([one.name, "failed"], one.tokens_failed)
+    yield from (throttled, tokens)
+    now = now_unix()
+    yield _gauge(
+        "token_expires_seconds",
+        "Until the token in use runs out.",
+        all_of_them,
+        lambda one: None if one.token_expires_unix is None else one.token_expires_unix - now,
+    )
+    yield _gauge(
+        "cert_expires_seconds",
+        "Until the relay's certificate runs out.",
+        all_of_them,
+        lambda one: None if one.certificate_expires_unix is None else one.certificate_expires_unix - now,
+    )
+    yield from _of_the_program(tallies, now - status.since_unix)
 
 
 def _by_name(connections: Iterable[ConnectionStatus]) -> list[ConnectionStatus]:
@@ -120,8 +152,9 @@ def _by_name(connections: Iterable[ConnectionStatus]) -> list[ConnectionStatus]:
             found[one.name] = one
             continue
         sums = {name: getattr(first, name) + getattr(one, name) for name in _SUMMED}
-        rejected = dict(Counter(first.rejected) + Counter(one.rejected))
-        found[one.name] = msgspec.structs.replace(first, rejected=rejected, **sums)
+        for name in ("rejected", "reconnects"):
+            sums[name] = dict(Counter(getattr(first, name)) + Counter(getattr(one, name)))
+        found[one.name] = msgspec.structs.replace(first, **sums)
     return list(found.values())
 
 
@@ -133,7 +166,6 @@ def forwarder_families(
     waiting = _gauge_family("connections_dialling", "Connections that wait for the relay.", ["name"])
     total = _counter("connections", "Connections of local programs.", ["name", "result"])
     retries = _counter("retries", "Attempts after the first.", ["name"])
-    handshake = _gauge_family("rendezvous_seconds", "How long the last attempt that succeeded took.", ["name"])
     listening = _gauge_family("forward_up", "Whether local programs find every address of it.", ["name"])
     for one in status.forwards:
         opened.add_metric([one.name], one.open)
@@ -142,11 +174,18 @@ def forwarder_families(
         for result, count in (("joined", joined), ("refused", one.refused), ("lost", one.lost), ("left", one.left)):
             total.add_metric([one.name, result], max(0, count))
         retries.add_metric([one.name], one.retries)
-        if one.handshake_s is not None:
-            handshake.add_metric([one.name], one.handshake_s)
         listening.add_metric([one.name], float(one.state == "Listening"))
-    yield from (listening, opened, waiting, total, retries, handshake)
+    yield from (listening, opened, waiting, total, retries)
+    rendezvous = [(one.name, one.rendezvous) for one in status.forwards]
+    yield _spent("rendezvous_seconds", "Attempts to reach a listener that succeeded.", rendezvous)
     yield _bytes((one.name, one.bytes_in, one.bytes_out) for one in status.forwards)
+    questions = _counter("dns_queries", "Questions to the name server.", ["result"])
+    for result, count in sorted(tallies.dns.items()):
+        questions.add_metric([result], count)
+    requests = _counter("proxy_requests", "Requests to the proxy port.", ["kind", "result"])
+    for (kind, result), count in sorted(tallies.proxy.items()):
+        requests.add_metric([kind, result], count)
+    yield from (questions, requests)
     yield from _of_the_program(tallies, now_unix() - status.since_unix)
 
 
@@ -197,6 +236,16 @@ def _bytes(rows: Iterable[tuple[str, int, int]]) -> CounterMetricFamily:
     for name, inwards, outwards in rows:
         family.add_metric([name, "in"], inwards)
         family.add_metric([name, "out"], outwards)
+    return family
+
+
+def _spent(name: str, text: str, rows: Iterable[tuple[str, Spent]]) -> SummaryMetricFamily:
+    """A family of sums and counts."""
+    from prometheus_client.core import SummaryMetricFamily
+
+    family = SummaryMetricFamily(PREFIX + name, text, labels=["name"])
+    for label, spent in rows:
+        family.add_metric([label], spent.count, spent.seconds)
     return family
 
 

@@ -25,7 +25,7 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -49,11 +49,12 @@ from ..events import EventLog
 from ..http_forward import HttpForwarder
 from ..mapping import ForwardSettings
 from ..origin import parse_origin_url
+from ..spent import Spent
 from ..target.admission import Admission
 from ..target.dial import DialFailed, Dialled, dial, resolve
 from ..target.health import EndpointState
 from ..target.policy import Policy
-from ..target.throttle import TokenBucket, throttled
+from ..target.throttle import TokenBucket, Waited, throttled
 from .endpoint_leg import EndpointLeg, Route
 from .metadata import METADATA_INTERVAL, MetadataWatch
 from .plan import needs_registration
@@ -125,10 +126,15 @@ class Agent:
         self._metadata_scope = trio.CancelScope()
         self._endpoint = EndpointLeg(settings, policy, self._emit_endpoint, self._note_change)
         self._admission = Admission(settings.limits)
+        self._waited_in, self._waited_out = Waited(), Waited()
         self._inbound, self._outbound = self._buckets()
         self._book = SessionBook(now_unix=now_unix)
         self._rejected: Counter[str] = Counter()
-        self._requests_served = 0  # by listeners that are gone
+        self._dials, self._rendezvous = Spent(), Spent()
+        self._reconnects: Counter[str] = Counter()  # of registrations that are over, as the next three
+        self._requests_served = 0
+        self._tokens_renewed = 0
+        self._tokens_failed = 0
         self._online_before = 0
         self._sessions: trio.Nursery | None = None  # of run(), for senders that listeners bring
         self._has_ended = trio.Event()
@@ -296,6 +302,9 @@ class Agent:
             if registration.last_error_unix is not None:
                 self._note_error(registration.last_error, registration.last_error_unix)
             self._requests_served += registration.requests_served
+            self._tokens_renewed += registration.tokens_renewed
+            self._tokens_failed += registration.tokens_failed
+            self._reconnects.update(registration.reconnects)
             self._registration = None
             self._note_change()
 
@@ -470,7 +479,7 @@ class Agent:
             return
         dialled = await self._dial(route, route.targets, waiting, deadline)
         try:
-            connection = await waiting.accept()
+            connection = await self._rendezvous_with(waiting)
         except BaseException:
             await cut(dialled.stream)  # noqa: ASYNC102 - shields itself
             raise
@@ -485,7 +494,7 @@ class Agent:
     async def _serve_azbridge(self, waiting: WaitingSender, note_answer: Callable[[], None]) -> None:
         settings = self.settings
         route = await self._find_route() if not settings.ports else self._endpoint.route
-        connection = await waiting.accept()
+        connection = await self._rendezvous_with(waiting)
         note_answer()
         chosen: list[Target] = []
 
@@ -523,6 +532,12 @@ class Agent:
             finally:
                 for target in chosen:
                     route.order.note_closed(target)
+
+    async def _rendezvous_with(self, waiting: WaitingSender) -> Connection:
+        began = trio.current_time()
+        connection = await waiting.accept()
+        self._rendezvous = self._rendezvous.plus(trio.current_time() - began)
+        return connection
 
     async def _find_route(self) -> Route:
         """Where connections lead.
@@ -569,6 +584,7 @@ class Agent:
             if targets == route.targets:
                 self._endpoint.note_dial(failure)
             raise
+        self._dials = self._dials.plus(dialled.seconds)
         if targets == route.targets:
             self._endpoint.note_dial(dialled.target)
         return dialled
@@ -684,6 +700,7 @@ class Agent:
         next_try_unix = None if registration is None else registration.next_try_unix
         attempts = 0 if registration is None else registration.attempts
         served = [] if registration is None else [found.status for found in registration.listeners]
+        reconnects = self._reconnects if registration is None else self._reconnects + registration.reconnects
         access_host = self.settings.relay.endpoint.partition("://")[2].rstrip("/")
         return ConnectionStatus(
             name=self.name,
@@ -716,6 +733,19 @@ class Agent:
             last_error_unix=error_unix,
             created_unix=None if entity is None or entity.created_at is None else entity.created_at.timestamp(),
             updated_unix=None if entity is None or entity.updated_at is None else entity.updated_at.timestamp(),
+            dials=self._dials,
+            rendezvous=self._rendezvous,
+            throttled_in_s=self._waited_in.seconds,
+            throttled_out_s=self._waited_out.seconds,
+            reconnects=dict(reconnects),
+            tokens_renewed=self._tokens_renewed
+            + (0 if registration is None else registration.tokens_renewed)
+            + sum(found.tokens_renewed for found in served),
+            tokens_failed=self._tokens_failed
+            + (0 if registration is None else registration.tokens_failed)
+            + sum(found.tokens_failed for found in served),
+            token_expires_unix=_earliest(found.token_expires_unix for found in served),
+            certificate_expires_unix=_earliest(found.certificate_expires_unix for found in served),
         )
 
     async def check_targets(self) -> list[TargetCheck]:
@@ -783,6 +813,10 @@ class Agent:
         limits = self.settings.limits
         burst = max(limits.burst, 1)
         return (
-            TokenBucket(limits.rate_in, burst) if limits.rate_in else None,
-            TokenBucket(limits.rate_out, burst) if limits.rate_out else None,
+            TokenBucket(limits.rate_in, burst, self._waited_in) if limits.rate_in else None,
+            TokenBucket(limits.rate_out, burst, self._waited_out) if limits.rate_out else None,
         )
+
+
+def _earliest(times: Iterable[float | None]) -> float | None:
+    return min((found for found in times if found is not None), default=None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -69,6 +70,19 @@ def explain(cause: BaseException | None, settings: HcmConnection) -> tuple[Relay
     return None, f"{relay}: signing in failed ({type(cause).__name__})"
 
 
+def _reason(cause: BaseException, leg: RelayLeg | None) -> str:
+    match leg, cause:
+        case RelayLeg.UNAUTHORIZED, _:
+            return "unauthorized"
+        case RelayLeg.NOT_FOUND, _:
+            return "not-found"
+        case _, StreamClosed(code=1008):  # how the relay ends a channel whose token has run out (6.4)
+            return "unauthorized"
+        case _, StreamClosed():
+            return "closed"
+    return "lost"
+
+
 @dataclass
 class _Channel:
     """One listener's state. ``next_try_unix`` is None while nothing is waited for."""
@@ -95,6 +109,8 @@ class Registration:
     Attributes:
       last_error: the last end or failure in words; ``""`` if there was none.
       requests_served: HTTP requests that listeners answered which are closed by now.
+      tokens_renewed, tokens_failed: theirs, too.
+      reconnects: channels that were lost, by reason; see `ConnectionStatus`.
     """
 
     def __init__(
@@ -109,6 +125,9 @@ class Registration:
         self.last_error = ""
         self.last_error_unix: float | None = None
         self.requests_served = 0
+        self.tokens_renewed = 0
+        self.tokens_failed = 0
+        self.reconnects: Counter[str] = Counter()
         self._settings = settings
         self._open_listener = open_listener
         self._emit = emit
@@ -172,7 +191,10 @@ class Registration:
                     await self._leaving.wait()
             finally:
                 if channel.listener is not None:
-                    self.requests_served += channel.listener.status.requests_served
+                    found = channel.listener.status
+                    self.requests_served += found.requests_served
+                    self.tokens_renewed += found.tokens_renewed
+                    self.tokens_failed += found.tokens_failed
                 channel.listener = None
 
     async def _follow(self, channel: _Channel, listener: Listener) -> None:
@@ -189,8 +211,9 @@ class Registration:
                     self._emit("connected", f"listening at {self._settings.relay.endpoint} on {self._settings.path!r}")
                     self._on_change()
                 case Offline(cause) if cause is not None:
-                    _, text = explain(cause, self._settings)
+                    leg, text = explain(cause, self._settings)
                     channel.leg = RelayLeg.RECONNECTING
+                    self.reconnects[_reason(cause, leg)] += 1
                     self._note_error(text)
                     self._emit("disconnected", text)
                     self._on_change()

@@ -12,6 +12,8 @@ import enum
 
 import msgspec
 
+from ..spent import Spent
+
 __all__ = ["ConnectionStatus", "ManagerStatus", "RelayLeg", "SessionStatus", "Shown", "TargetCheck"]
 
 
@@ -64,6 +66,13 @@ class ConnectionStatus(msgspec.Struct, frozen=True):
       attempts: failed attempts since the relay leg was last stable; ``next_try_unix`` is when the next one is due.
       last_error: the last thing that went wrong on either leg, ``""`` if nothing has.
       created_unix, updated_unix: of the hybrid connection, as the relay says.
+      dials, rendezvous: how long those took that succeeded: to the endpoint, and back to the sender.
+      throttled_in_s, throttled_out_s: seconds that connections waited because of the limits' rates.
+      reconnects: how often a control channel was lost, by reason: ``closed``, ``unauthorized``, ``not-found`` or
+        ``lost``.
+      tokens_renewed: on running channels; ``tokens_failed`` counts when there was no token to be had.
+      token_expires_unix, certificate_expires_unix: of what is in use now, the earliest of several channels; the second
+        is the relay's; None where that is not known.
     """
 
     name: str
@@ -96,6 +105,15 @@ class ConnectionStatus(msgspec.Struct, frozen=True):
     last_error_unix: float | None
     created_unix: float | None
     updated_unix: float | None
+    dials: Spent = Spent()
+    rendezvous: Spent = Spent()
+    throttled_in_s: float = 0.0
+    throttled_out_s: float = 0.0
+    reconnects: dict[str, int] = {}
+    tokens_renewed: int = 0
+    tokens_failed: int = 0
+    token_expires_unix: float | None = None
+    certificate_expires_unix: float | None = None
 
     @property
     def hcm_status(self) -> str:

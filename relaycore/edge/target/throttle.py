@@ -6,16 +6,24 @@ back, and a cancelled wait loses neither bytes nor tokens; the price is a first 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 import trio
 
 from ...vocab import BytesLike
 
-__all__ = ["TokenBucket", "throttled"]
+__all__ = ["TokenBucket", "Waited", "throttled"]
 
 _PIECE_BYTES: Final = 65_536
 """Moved at once at most, so that connections that share a bucket take turns."""
+
+
+@dataclass
+class Waited:
+    """Seconds that were waited for tokens. One may count for several buckets, as when one follows the other."""
+
+    seconds: float = 0.0
 
 
 class TokenBucket:
@@ -24,22 +32,25 @@ class TokenBucket:
     Args:
       rate: bytes a second.
       burst: bytes that may go at once after a pause.
-
-    Attributes:
-      waited_s: seconds that its users have waited, added up.
+      waited: counts what its users wait.
 
     Raises:
       ValueError: a rate or a burst below 1.
     """
 
-    def __init__(self, rate: int, burst: int) -> None:
+    def __init__(self, rate: int, burst: int, waited: Waited | None = None) -> None:
         if rate < 1 or burst < 1:
             raise ValueError("a rate and a burst are at least 1 byte")
-        self.waited_s = 0.0
+        self._waited = Waited() if waited is None else waited
         self._rate = rate
         self._burst = burst
         self._tokens = float(burst)
         self._at = trio.current_time()
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds that its users have waited, added up."""
+        return self._waited.seconds
 
     def change(self, rate: int, burst: int) -> None:
         """Count by other numbers from now on; waits under way end by the old ones."""
@@ -56,15 +67,19 @@ class TokenBucket:
 
     async def wait_solvent(self) -> None:
         """Wait until there is no debt. A checkpoint; cancelled, it changes nothing."""
-        began = trio.current_time()
         await trio.lowlevel.checkpoint()
         self._refill()
+        if self._tokens > 0:
+            return
+        began = trio.current_time()
         # Others may have taken their turn when this one wakes up.
-        while self._tokens <= 0:
-            # A token more than the debt, lest rounding makes a wait of no length.
-            await trio.sleep((1 - self._tokens) / self._rate)
-            self._refill()
-        self.waited_s += trio.current_time() - began
+        try:
+            while self._tokens <= 0:
+                # A token more than the debt, lest rounding makes a wait of no length.
+                await trio.sleep((1 - self._tokens) / self._rate)
+                self._refill()
+        finally:
+            self._waited.seconds += trio.current_time() - began
 
     def _refill(self) -> None:
         now = trio.current_time()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 
+import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from relaycore.edge.connect.status import ForwarderStatus, ForwardState, ForwardStatus
 from relaycore.edge.control.metrics import Tallies, forwarder_families, manager_families, render
 from relaycore.edge.hcm.status import ConnectionStatus, ManagerStatus
+from relaycore.edge.spent import Spent
 from relaycore.errors import ConfigError
 
 
@@ -40,13 +42,16 @@ def sample(found, metric, /, **labels):
 def test_the_numbers_of_a_manager():
     tallies = Tallies()
     tallies.reloads["failed"] += 1
-    tallies.reconnects["orders"] = 4
     status = ManagerStatus(
         host="edge-a",
         since_unix=100.0,
         relay="relay.example",
         connections=(
-            connection(),
+            connection(
+                reconnects={"closed": 3, "lost": 1}, dials=Spent(2, 0.5), rendezvous=Spent(3, 0.25), throttled_in_s=1.5,
+                throttled_out_s=2.5, tokens_renewed=8, tokens_failed=1, token_expires_unix=1160.0,
+                certificate_expires_unix=100.0,
+            ),
             connection(
                 'odd "name"\n',
                 relay_leg="Reconnecting", endpoint_leg="Unknown", latency_ms=None, listeners_here=0,
@@ -71,7 +76,20 @@ def test_the_numbers_of_a_manager():
     assert sample(found, "rejected_total", name="orders", reason="refused") == 3
     assert sample(found, "bytes_total", name="orders", dir="in") == 10
     assert sample(found, "bytes_total", name="orders", dir="out") == 20
-    assert sample(found, "reconnects_total", name="orders") == 4
+    assert sample(found, "reconnects_total", name="orders", reason="closed") == 3
+    assert sample(found, "reconnects_total", name="orders", reason="lost") == 1
+    assert sample(found, "dial_seconds_count", name="orders") == 2
+    assert sample(found, "dial_seconds_sum", name="orders") == 0.5
+    assert sample(found, "rendezvous_seconds_count", name="orders") == 3
+    assert sample(found, "rendezvous_seconds_sum", name="orders") == 0.25
+    assert sample(found, "throttled_seconds_total", name="orders", dir="in") == 1.5
+    assert sample(found, "throttled_seconds_total", name="orders", dir="out") == 2.5
+    assert sample(found, "token_renew_total", name="orders", result="ok") == 8
+    assert sample(found, "token_renew_total", name="orders", result="failed") == 1
+    assert sample(found, "token_expires_seconds", name="orders") == 1000
+    assert sample(found, "token_expires_seconds", name='odd "name"\n') is None
+    assert sample(found, "cert_expires_seconds", name="orders") == -60
+    assert sample(found, "cert_expires_seconds", name='odd "name"\n') is None
     assert sample(found, "config_reload_total", result="failed") == 1
     assert sample(found, "uptime_seconds") == 60
 
@@ -79,7 +97,9 @@ def test_the_numbers_of_a_manager():
 def test_a_name_in_use_again_is_one_name():
     """Prometheus takes no number twice; the removed one still drains."""
     old = connection(relay_leg="Stopped", open=5, bytes_in=100, rejected={"refused": 1, "policy": 2})
-    status = ManagerStatus(host="edge-a", since_unix=0.0, relay="relay.example", connections=(connection(), old))
+    old = msgspec.structs.replace(old, reconnects={"lost": 2}, dials=Spent(1, 1.0))
+    new = connection(dials=Spent(1, 0.5), reconnects={"lost": 1})
+    status = ManagerStatus(host="edge-a", since_unix=0.0, relay="relay.example", connections=(new, old))
     text = render(manager_families(status, Tallies()))
     names = [line.rpartition(" ")[0] for line in text.splitlines() if not line.startswith("#")]
     assert len(names) == len(set(names))
@@ -89,6 +109,8 @@ def test_a_name_in_use_again_is_one_name():
     assert sample(found, "bytes_total", name="orders", dir="in") == 110
     assert sample(found, "rejected_total", name="orders", reason="refused") == 4
     assert sample(found, "rejected_total", name="orders", reason="policy") == 2
+    assert sample(found, "reconnects_total", name="orders", reason="lost") == 3
+    assert sample(found, "dial_seconds_sum", name="orders") == 1.5
 
 
 def test_the_numbers_of_a_forwarder():
@@ -96,17 +118,22 @@ def test_the_numbers_of_a_forwarder():
         name="orders", state=ForwardState.LISTENING, listen=("127.77.0.1:1433",), address="127.77.0.1", hosts=("db",),
         port=1433, relay="relay.example", path="orders", profile="raw", open=1, dialling=1, accepted=9, refused=2,
         lost=1, left=1, retries=3, bytes_in=5, bytes_out=6, handshake_s=0.03, last_error="", last_error_unix=None,
-        since_unix=0.0,
+        since_unix=0.0, rendezvous=Spent(4, 0.5),
     )  # fmt: skip
+    tallies = Tallies()
+    tallies.dns, tallies.proxy = {"answered": 3}, {("socks5", "ok"): 2}
     status = ForwarderStatus(host="laptop", since_unix=0.0, forwards=(forward,))
-    found = read(render(forwarder_families(status, Tallies(), now_unix=lambda: 1.0)))
+    found = read(render(forwarder_families(status, tallies, now_unix=lambda: 1.0)))
     assert sample(found, "forward_up", name="orders") == 1
     assert sample(found, "connections_open", name="orders") == 1
     assert sample(found, "connections_dialling", name="orders") == 1
     assert sample(found, "connections_total", name="orders", result="joined") == 4
     assert sample(found, "connections_total", name="orders", result="refused") == 2
     assert sample(found, "retries_total", name="orders") == 3
-    assert sample(found, "rendezvous_seconds", name="orders") == 0.03
+    assert sample(found, "rendezvous_seconds_count", name="orders") == 4
+    assert sample(found, "rendezvous_seconds_sum", name="orders") == 0.5
+    assert sample(found, "dns_queries_total", result="answered") == 3
+    assert sample(found, "proxy_requests_total", kind="socks5", result="ok") == 2
     assert sample(found, "bytes_total", name="orders", dir="out") == 6
 
 

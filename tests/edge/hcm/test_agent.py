@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from peers import WirePeer, http_request
 from relaycore import Rejected, ServerBusy, StreamLost
 from relaycore.edge.config.settings import DialSettings, EndpointOrder, LimitSettings, PolicySettings, Target
 from relaycore.edge.hcm import endpoint_leg
+from relaycore.edge.spent import Spent
 from relaycore.edge.target.health import EndpointHealth
 from relaycore.errors import AuthorizationFailed, GatewayTimeout, Refused
 from relaycore.net.engine import shared_engine
@@ -57,6 +59,30 @@ async def test_bytes_reach_the_endpoint_and_come_back(world: World):
         assert (status(manager).bytes_in, status(manager).bytes_out, status(manager).lost) == (5, 5, 0)
         await until(lambda: endpoint.open == 0)
         assert engine.statistics().completed >= before + 1
+
+
+async def test_what_takes_time_is_added_up(world: World):
+    """8.10: dials, rendezvous, and what rates cost; of what really happened."""
+    endpoint = await world.endpoint()
+    limits = LimitSettings(rate_in=20_000, rate_out=20_000, burst=1000)
+    async with world.serving(world.connection(endpoint.target, limits=limits)) as manager:
+        assert status(manager).dials == status(manager).rendezvous == Spent()
+        began = trio.current_time()
+        for _ in range(2):
+            async with world.dial() as sender:
+                for _ in range(2):
+                    assert await ask(sender, bytes(5000)) == bytes(5000)
+        await until(lambda: not status(manager).open)
+        took = trio.current_time() - began
+        found = status(manager)
+        assert found.dials.count == found.rendezvous.count == 2
+        assert 0 < found.dials.seconds < took
+        assert 0 < found.rendezvous.seconds < took
+        assert 0 < found.throttled_in_s < took
+        assert 0 < found.throttled_out_s < took
+        assert 0 < found.token_expires_unix - time.time() <= 3600
+        assert found.certificate_expires_unix is None  # without TLS
+        assert (found.tokens_renewed, found.tokens_failed, found.reconnects) == (0, 0, {})
 
 
 async def test_a_lot_of_bytes(world: World):

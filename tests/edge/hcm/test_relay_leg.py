@@ -85,6 +85,35 @@ async def keep(channel: WebSocketLeg) -> None:
         await channel.aclose()
 
 
+async def test_losses_and_renewals_are_counted(autojump_clock: MockClock):
+    """8.10: reconnects by reason, tokens renewed; they outlive the registration."""
+    with trio.fail_after(36_000):
+        async with open_fake_relay() as relay, managing(relay) as manager, trio.open_nursery() as nursery:
+            channel = await (await relay.next_request("listen")).accept()
+            with trio.move_on_after(7000):
+                await keep(channel)
+            renewed = status(manager).tokens_renewed
+            assert renewed >= 2
+            assert status(manager).token_expires_unix is not None
+            await channel.close(1008, "ExpiredToken")
+            channel = await (await relay.next_request("listen")).accept()
+            await until(lambda: status(manager).reconnects == {"unauthorized": 1}, 60)
+            await channel.close(1011, "restart")
+            channel = await (await relay.next_request("listen")).accept()
+            await channel.aclose()
+            channel = await (await relay.next_request("listen")).accept()
+            counted = {"unauthorized": 1, "closed": 1, "lost": 1}
+            await until(lambda: status(manager).reconnects == counted, 60)
+            await until(lambda: status(manager).status == "Connected", 60)
+            nursery.start_soon(keep, channel)
+            manager.pause("orders")
+            await until(lambda: status(manager).listeners_here == 0, 60)
+            found = status(manager)
+            assert (found.reconnects, found.tokens_renewed) == (counted, renewed)
+            assert found.token_expires_unix is None
+            nursery.cancel_scope.cancel()
+
+
 async def test_each_answer_has_its_word_and_none_is_final(autojump_clock: MockClock):
     """8.3: 404, 401, 403, 503, silence: the word, and then Connected."""
     answers = [
