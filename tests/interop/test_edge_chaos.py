@@ -293,7 +293,8 @@ async def test_senders_learn_what_is_wrong_with_an_endpoint(folder: Path):
                 entry = next(one for one in shown["connections"] if one["name"] == "app")
                 assert (entry["relay_leg"], entry["endpoint_leg"]) == ("Connected", "Down")
                 assert entry["rejected"] == {"endpoint-down": 1}
-                assert (await connect.status("app"))["last_error"] == text
+                shown = json.loads(await connect.command("status", "--json"))
+                assert next(one for one in shown["forwards"] if one["name"] == "app")["last_error"] == text
                 assert "503" in await page(folder / "pages", "/readyz")
 
                 await world.nursery.start(app.serve)
