@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 
 import trio
 
-from ...edge.config.settings import ConnectSettings, DnsSettings, MetricsSettings, ProxyPortSettings
+from ...edge.config.settings import ConnectSettings, DnsSettings, MetricsSettings, ProxyPortSettings, WebhookSettings
 from ...edge.connect.forwarder import Forwarder
 from ...edge.connect.status import ForwarderStatus, ForwardState
 from ...errors import RelayError
@@ -38,6 +38,7 @@ class Counts:
     proxy: Counter[tuple[str, str]] = field(default_factory=Counter)
     dns: Counter[str] = field(default_factory=Counter)
     reloads: Counter[str] = field(default_factory=lambda: Counter(ok=0, failed=0))
+    webhook: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass
@@ -106,6 +107,7 @@ class Beside:
             Kept("proxy port", self._proxy, self._open_proxy_port, say),
             Kept("names", self._dns, self._open_dns, say),
             Kept("metrics and health", self._metrics, self._open_pages, say),
+            Kept("webhook", self._webhook, self._open_webhook, say),
         )
 
     def look_again(self) -> None:
@@ -124,6 +126,21 @@ class Beside:
     def _metrics(self) -> MetricsSettings | None:
         found = self._settings().metrics
         return found if found.listen is not None else None
+
+    def _webhook(self) -> WebhookSettings | None:
+        found = self._settings().webhook
+        return found if found.url else None
+
+    @asynccontextmanager
+    async def _open_webhook(self, settings: WebhookSettings) -> AsyncIterator[str]:
+        from ...edge.webhook import Webhook
+
+        webhook = Webhook(settings, "connect", self._counts.webhook)
+        with alone():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(webhook.run, self._forwarder.events())
+                yield webhook.shown
+                nursery.cancel_scope.cancel()
 
     def _offered(self) -> list[str]:
         return [f"{found.host}:{found.port}" for found in self._forwarder.redirections()]
@@ -151,7 +168,15 @@ class Beside:
         from ...edge.connect.dns import serve_dns
 
         dns, pool = settings
-        serve = partial(serve_dns, dns, self._forwarder.redirections, pool=pool, counts=self._counts.dns)
+        forwarder = self._forwarder
+        serve = partial(
+            serve_dns,
+            dns,
+            forwarder.redirections,
+            pool=pool,
+            excepted=forwarder.dialled_hosts,
+            counts=self._counts.dns,
+        )
         with alone():
             async with trio.open_nursery() as nursery:
                 opened = await nursery.start(serve)
@@ -167,6 +192,7 @@ class Beside:
             tallies = Tallies()
             tallies.reloads = dict(self._counts.reloads)
             tallies.dns, tallies.proxy = self._counts.dns, self._counts.proxy
+            tallies.webhook = self._counts.webhook
             return Page(render(forwarder_families(self._forwarder.status(), tallies)), content_type=CONTENT_TYPE)
 
         def ready() -> Page:

@@ -92,10 +92,15 @@ class Zone:
     Args:
       redirections: names and addresses; a name of two forwards leads to the first one's.
       pool: network of the forwards' addresses; for those, the question for a name (PTR) is answered.
+      excepted: names that are none of ours, also where a ``*.suffix`` covers them.
     """
 
-    def __init__(self, redirections: Iterable[Redirection], pool: str) -> None:
+    def __init__(self, redirections: Iterable[Redirection], pool: str, excepted: Iterable[str] = ()) -> None:
         self._pool = parse_pool(pool)
+        self._excepted: set[dns.name.Name] = set()
+        for host in excepted:
+            with contextlib.suppress(dns.exception.DNSException):
+                self._excepted.add(dns.name.from_text(host.rstrip(".").lower()))
         self._exact: dict[dns.name.Name, str] = {}
         self._below: dict[dns.name.Name, str] = {}
         self._names: dict[str, list[dns.name.Name]] = {}
@@ -112,6 +117,8 @@ class Zone:
 
     def find(self, name: dns.name.Name) -> tuple[dns.name.Name, str] | None:
         """The address of a name, and the name that answers for it: exact, or the longest ``*.suffix`` above."""
+        if name in self._excepted:
+            return None
         address = self._exact.get(name)
         if address is not None:
             return name, address
@@ -157,7 +164,7 @@ class DnsStub:
     Args:
       settings: time to live, and what becomes of other names.
       redirections: names and addresses as they are now; asked for each question.
-      pool: see `Zone`.
+      pool, excepted: see `Zone`; the latter asked for each question.
       name_servers: the system's; for ``upstream``.
       counts: of results, the label of ``dns_queries_total`` (8.10): ``answered``, ``empty``, ``unknown``, ``refused``,
         ``passed-on``, ``failed``, ``malformed``.
@@ -175,6 +182,7 @@ class DnsStub:
         redirections: Callable[[], Iterable[Redirection]],
         *,
         pool: str,
+        excepted: Callable[[], Iterable[str]] = tuple,
         name_servers: Callable[[], Sequence[tuple[str, int]]] | None = None,
         counts: Counter[str] | None = None,
     ) -> None:
@@ -184,7 +192,8 @@ class DnsStub:
         self._redirections = redirections
         self._pool = pool
         self._name_servers = name_servers or system_name_servers
-        self._seen: tuple[Redirection, ...] = ()
+        self._excepted = excepted
+        self._seen: tuple[tuple[Redirection, ...], tuple[str, ...]] = (), ()
         self._zone = Zone((), pool)
         self._flights: dict[tuple[bool, bytes], _Flight] = {}
         self._waiting = 0
@@ -262,10 +271,10 @@ class DnsStub:
         return dns.rrset.from_text(owner, self._settings.ttl_s, "IN", kind, *values)
 
     def _current_zone(self) -> Zone:
-        redirections = tuple(self._redirections())
-        if redirections != self._seen:
-            self._zone = Zone(redirections, self._pool)
-            self._seen = redirections
+        seen = tuple(self._redirections()), tuple(self._excepted())
+        if seen != self._seen:
+            self._zone = Zone(seen[0], self._pool, seen[1])
+            self._seen = seen
         return self._zone
 
     # Passing on ------------------------------------------------------------------------------------------------------
@@ -545,6 +554,7 @@ async def serve_dns(
     redirections: Callable[[], Iterable[Redirection]],
     *,
     pool: str = DEFAULT_POOL,
+    excepted: Callable[[], Iterable[str]] = tuple,
     name_servers: Callable[[], Sequence[tuple[str, int]]] | None = None,
     counts: Counter[str] | None = None,
     open_at: Callable[[ListenAt], Awaitable[OpenedDns]] = open_dns,
@@ -553,14 +563,14 @@ async def serve_dns(
     """Answer on every address of the settings until cancelled.
 
     Args:
-      settings, redirections, pool, name_servers, counts: see `DnsStub`.
+      settings, redirections, pool, excepted, name_servers, counts: see `DnsStub`.
       open_at: opens an address; another one may open it elsewhere, as in a network namespace.
       task_status: gets what was opened.
 
     Raises:
       ConfigError: the pool is none, or an address cannot be opened (`ListenFailed`); none stays open then.
     """
-    stub = DnsStub(settings, redirections, pool=pool, name_servers=name_servers, counts=counts)
+    stub = DnsStub(settings, redirections, pool=pool, excepted=excepted, name_servers=name_servers, counts=counts)
     with contextlib.ExitStack() as stack:
         opened: list[OpenedDns] = []
         for at in settings.listen:

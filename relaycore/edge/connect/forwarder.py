@@ -358,12 +358,29 @@ class Forwarder:
         return entry.forward if entry is not None else None
 
     def redirections(self) -> tuple[Redirection, ...]:
-        """Every name that should lead to a forward on this machine, and the address it should lead to."""
+        """Every name that should lead to a forward on this machine, and the address it should lead to.
+
+        None is of `dialled_hosts`.
+        """
+        own_ways = self.dialled_hosts()
         return tuple(
             Redirection(entry.forward.name, host, entry.address, entry.dialled_port)
             for entry in self._entries.values()
             for host in entry.hosts
+            if host not in own_ways
         )
+
+    def dialled_hosts(self) -> frozenset[str]:
+        """Hosts of our relays and proxies, in small letters: names that must stay what they are.
+
+        If one led to a forward, we would reach ourselves, each connection making the next.
+        """
+        found = set()
+        for entry in self._entries.values():
+            found.add(entry.access.connection_string.host.strip("[]").lower().rstrip("."))
+            if entry.access.proxy is not None:
+                found.add(entry.access.proxy.host.lower().rstrip("."))
+        return frozenset(found)
 
     def status(self) -> ForwarderStatus:
         """A snapshot. Not a checkpoint."""

@@ -47,8 +47,7 @@ class _Names:
 
     def learn(self, forwarder: Forwarder) -> None:
         # Our own thread asks here too, and *.suffix may cover the relay: it would connect to itself, again and again.
-        relays = (forward.relay.lower() for forward in forwarder.status().forwards)
-        self._relays = frozenset((relay.rpartition(":")[0] or relay).rstrip(".") for relay in relays)
+        self._relays = forwarder.dialled_hosts()
         found = {one.host: one.address for one in forwarder.redirections()}
         # Each is replaced as a whole, so that a reader in another thread sees the old ones or the new ones.
         self._exact = {host: address for host, address in found.items() if not host.startswith("*.")}

@@ -596,3 +596,12 @@ def test_opcodes_have_the_askers_bits():
     answer = ask_nowait(stub_of(), query)
     assert (answer.opcode(), answer.rcode()) == (dns.opcode.STATUS, dns.rcode.NOTIMP)
     assert answer.flags & dns.flags.RD
+
+
+def test_a_name_that_is_excepted_is_none_of_ours():
+    names = [Redirection("sql", "*.corp.example", "127.77.0.1", 1433)]
+    zone = Zone(names, POOL, ["Relay.corp.example."])
+    assert zone.find(dns.name.from_text("relay.corp.example.")) is None
+    found = zone.find(dns.name.from_text("sql.corp.example."))
+    assert found is not None
+    assert found[1] == "127.77.0.1"

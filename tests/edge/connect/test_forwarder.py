@@ -468,3 +468,13 @@ async def test_a_forward_that_has_gone_refuses_who_still_knows_it():
         await forwarder.join(near, link.forward("gone"))
         assert await far.receive_some() == b""
         assert forwarder.recent_events[-1].kind == "refused"
+
+
+async def test_names_of_relays_and_proxies_never_lead_to_us():
+    """Else each connection of ours would come back to us and make the next."""
+    relay = RelaySettings("own", "sb://Relay.corp.example:1433/", proxy="http://proxy.corp.example:3128")
+    hosts = ("*.corp.example", "relay.corp.example", "sql.corp.example")
+    forward = Forward("sql", relay, "sql", hosts=hosts, port=PORT)
+    async with running(forward) as forwarder:
+        assert forwarder.dialled_hosts() == {"relay.corp.example", "proxy.corp.example"}
+        assert [found.host for found in forwarder.redirections()] == ["*.corp.example", "sql.corp.example"]
