@@ -343,6 +343,7 @@ class _Bridge:
         self._manager = Manager()
         self._forwarder = Forwarder()
         self._scope = trio.CancelScope()
+        self._has_begun = False  # only then there is something to reload
         self._stopping_since: float | None = None
         self.is_hasty = False
 
@@ -367,6 +368,7 @@ class _Bridge:
                     nursery.start_soon(self._report, events)
                 await nursery.start(self._manager.run, self._edge.hcm)
                 await nursery.start(self._forwarder.run, self._edge.connect)
+                self._has_begun = True
                 for forward in self._forwarder.status().forwards:
                     self._check_forward(forward)
                 for name in self._manager.names:
@@ -408,7 +410,8 @@ class _Bridge:
             task_status.started()
             async for number in signals:
                 if number == signal.SIGHUP:
-                    self._reload()
+                    if self._has_begun and self._stopping_since is None:
+                        self._reload()
                 elif self._stopping_since is None:
                     self._stopping_since = trio.current_time()
                     nursery.start_soon(self._stop)
@@ -426,7 +429,9 @@ class _Bridge:
         try:
             settings = self._load()
             edge = self._translate(settings)
-            lines = self._manager.reload(edge.hcm).lines() + self._forwarder.reload(edge.connect).lines()
+            self._manager.plan(edge.hcm)  # what is wrong is said before anything has changed
+            lines = self._forwarder.reload(edge.connect).lines()
+            lines = self._manager.reload(edge.hcm).lines() + lines
         except ConfigError as error:
             self._say(f"{error}; the old settings stay in force")
             return

@@ -21,7 +21,10 @@ import trustme
 from programs import Program, finish, run_program
 
 import relaycore
+from relaycore.cli.bridge import _Bridge
 from relaycore.cli.exits import ExitCode
+from relaycore.edge.azbridge.layers import Layer, combine
+from relaycore.errors import ConfigError
 from relaycore.testing import Relay, open_relay
 from relaycore.vocab import Right
 
@@ -207,6 +210,27 @@ async def test_a_file_is_enough_and_is_read_again_at_a_signal(relay, tmp_path):
             await it.wait_err(f"on 127.0.0.1:{second}")
             assert await ask(second, b"b") == b"B"
             await stopped(it)
+
+
+async def test_settings_that_half_of_it_cannot_use_change_nothing(monkeypatch):
+    """What the forwarder cannot do is found out before the manager has changed."""
+    said: list[str] = []
+    bridge = _Bridge(lambda: combine([Layer()]), combine([Layer()]), None, 1.0, said.append)
+
+    def refuse(_: object) -> object:
+        raise ConfigError("no address is left")
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bridge.run)
+            while not bridge._has_begun:
+                await trio.sleep(0.01)
+            monkeypatch.setattr(bridge._forwarder, "reload", refuse)
+            monkeypatch.setattr(bridge._manager, "reload", said.append)
+            bridge._reload()
+            nursery.cancel_scope.cancel()
+    assert said[-1] == "no address is left; the old settings stay in force"
+    assert all(isinstance(text, str) for text in said)
 
 
 async def test_http_goes_to_a_server(relay, environ):
