@@ -61,12 +61,15 @@ class Secret:
 
     def _read_file(self, path: Path, *, is_private: bool) -> str:
         try:
-            with path.open("rb") as file:
+            # A pipe that nobody writes to must not stop the whole program.
+            with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
                 mode = os.fstat(file.fileno()).st_mode
-                data = file.read(_MAX_BYTES + 1)
+                data = file.read(_MAX_BYTES + 1) if stat.S_ISREG(mode) else b""
         except OSError as error:
             raise self._error(f"{path} cannot be read: {error.strerror}") from error
-        if is_private and stat.S_ISREG(mode) and mode & 0o077:
+        if not stat.S_ISREG(mode):
+            raise self._error(f"{path} is no regular file")
+        if is_private and mode & 0o077:
             raise self._error(f"{path} can be read by others (mode {mode & 0o777:03o}); chmod 600 it")
         if len(data) > _MAX_BYTES:
             raise self._error(f"{path} is longer than {_MAX_BYTES} bytes")
