@@ -10,7 +10,21 @@ from typing import Final
 import msgspec
 import trio
 
-__all__ = ["EVENTS_KEPT", "Event", "EventLog", "EventStream"]
+__all__ = ["CONNECT_KINDS", "EVENTS_KEPT", "HCM_KINDS", "Event", "EventLog", "EventStream"]
+
+HCM_KINDS: Final = (
+    "connected", "disconnected", "retrying", "unauthorized", "not-found", "withdrawn", "returned", "endpoint-up",
+    "endpoint-degraded", "endpoint-down", "endpoint-changed", "metadata-failed", "refused", "left", "lost", "added",
+    "changed", "removed", "paused", "resumed", "restarted", "draining", "drained", "stopping", "reload-failed",
+    "failed",
+)  # fmt: skip
+"""Kinds of a connection manager's events."""
+
+CONNECT_KINDS: Final = (
+    "listening", "not-listening", "resolved", "unresolved", "retry", "refused", "proxy-refused", "lost", "left",
+    "added", "changed", "removed", "reload-failed", "state", "stopping",
+)  # fmt: skip
+"""Kinds of a forwarder's events."""
 
 EVENTS_KEPT: Final = 256
 """Events that are remembered for late askers, and that one subscriber may be behind."""

@@ -12,7 +12,13 @@ from typing import Generic, TypeVar
 
 import trio
 
-from ...edge.config.settings import ConnectSettings, DnsSettings, MetricsSettings, ProxyPortSettings, WebhookSettings
+from ...edge.config.settings import (
+    ConnectSettings,
+    DnsSettings,
+    MetricsSettings,
+    ProxyPortSettings,
+    WebhookSettings,
+)
 from ...edge.connect.forwarder import Forwarder
 from ...edge.connect.status import ForwarderStatus, ForwardState
 from ...errors import RelayError

@@ -40,6 +40,7 @@ from ...edge.events import EventStream
 from ...edge.hcm.manager import Manager
 from ...edge.hcm.plan import Plan
 from ...edge.hcm.status import Shown
+from ...edge.webhook import Webhook
 from ...errors import ConfigError, RelayError
 from ...net.tasks import alone
 from ...trace import configure_logging
@@ -154,6 +155,7 @@ class Daemon:
         self._tallies = Tallies()
         self._is_stopping = False
         self._pages_scope = trio.CancelScope()
+        self._webhook_scope = trio.CancelScope()
         self._addresses: list[str] = []  # of the pages
 
     @property
@@ -178,6 +180,7 @@ class Daemon:
                     partial(serve_control, path, make_calls(self), exit_code_for=exit_code_for)
                 )  # first: it says so when another manager runs already
                 nursery.start_soon(self._note_events, self.manager.events())  # from the very first on
+                await nursery.start(self._keep_webhook)
                 await nursery.start(self.manager.run, hcm)
                 await nursery.start(self._keep_pages)
                 nursery.start_soon(self._watch_files)
@@ -238,6 +241,8 @@ class Daemon:
             self._loaded = loaded
             if "metrics" in plan.general:
                 self._pages_scope.cancel()
+            if "webhook" in plan.general:
+                self._webhook_scope.cancel()
             if "control" in plan.general:
                 _log.warning("the control socket stays where it is until the next start")
             for line in plan.lines():
@@ -267,6 +272,21 @@ class Daemon:
             _log.log(_LEVELS.get(event.kind, logging.INFO), "%s%s: %s", name, event.kind, event.text)
             if self._notifier.is_heard and not self._is_stopping:
                 self._notifier.status(self._summary())
+
+    async def _keep_webhook(self, task_status: trio.TaskStatus[None]) -> None:
+        """Post events where the settings want them."""
+        has_begun = False
+        while True:
+            with trio.CancelScope() as self._webhook_scope:
+                settings, events = self._loaded.settings.hcm.webhook, self.manager.events()
+                if not has_begun:
+                    has_begun = True
+                    task_status.started()
+                if settings.url:
+                    await Webhook(settings, "hcm", self._tallies.webhook).run(events)
+                else:
+                    events.close()
+                await trio.sleep_forever()
 
     def _summary(self) -> str:
         words = [word for _, word in self.manager.shown()]

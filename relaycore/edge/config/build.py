@@ -187,6 +187,7 @@ class _Builder:
             if connection is not None:
                 found.append(connection)
         self._check_unique(table.lists.get("connection", []), ("hcm", "connection"))
+        self._check_webhook(table, ("hcm", "webhook"))
         return HcmSettings(connections=tuple(found), **self._fields(table, ("hcm",)))
 
     def _connection(
@@ -266,6 +267,7 @@ class _Builder:
                 found.append(forward)
         self._check_unique(entries, ("connect", "forward"))
         self._check_listeners(found, entries)
+        self._check_webhook(table, ("connect", "webhook"))
         fields = self._fields(table, ("connect",))
         pool, proxy = table.below.get("pool"), table.below.get("proxy")
         if pool is not None and "loopback" in (values := self._read(pool, ("connect", "pool"))):
@@ -324,6 +326,19 @@ class _Builder:
                         (*path, "hosts"),
                     )
                 names[host, forward.port] = self._source(entry, "hosts")
+
+    def _check_webhook(self, table: Table, path: KeyPath) -> None:
+        webhook = table.below.get("webhook")
+        if webhook is None:
+            return
+        header = webhook.below.get("header")
+        if "url" not in webhook.leaves and ("events" in webhook.leaves or header is not None):
+            self.problems.add("needs its url", webhook.source, (*path, "url"))
+        if header is None:
+            return
+        for key in ("name", "value"):
+            if key not in header.leaves:
+                self.problems.add(f"a header needs its {key}", header.source, (*path, "header", key))
 
     def _check_unique(self, entries: list[Table], path: KeyPath) -> None:
         seen: dict[str, Source] = {}

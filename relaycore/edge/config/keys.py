@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal
 
+from ..events import CONNECT_KINDS, HCM_KINDS
 from . import kinds, place_kinds
 from .kinds import Kind, choice, count, enumeration, several, span
 from .settings import (
@@ -30,6 +31,8 @@ from .settings import (
     ProxyPortSettings,
     RelaySettings,
     RetrySettings,
+    WebhookHeader,
+    WebhookSettings,
 )
 from .toml_text import KeyPath
 
@@ -277,6 +280,35 @@ _METRICS = Section(
     ),
 )
 
+
+def _webhook(event_kinds: tuple[str, ...]) -> Section:
+    return Section(
+        text="Where events are posted to, each as one JSON object: `program`, `host`, `time_unix`, `name`, `kind`,"
+        " `text`.",
+        value=WebhookSettings,
+        keys=(
+            Key("url", place_kinds.WEBHOOK, "`https://...`, or `http://...`; proxies as by `env`.", default="nowhere"),
+            Key(
+                "events",
+                several(choice(*event_kinds)),
+                f"Of {', '.join(f'`{kind}`' for kind in event_kinds)}.",
+                default="all",
+            ),
+            Key("timeout", span(low=0.1, high=300.0), "For one attempt; there are five.", "timeout_s"),
+        ),
+        below={
+            "header": Section(
+                text="A header of each post, such as a token.",
+                value=WebhookHeader,
+                keys=(
+                    Key("name", place_kinds.HEADER_NAME, "Such as `Authorization`.", default="none"),
+                    Key("value", place_kinds.SECRET, "All of it, as `key`.", default="none"),
+                ),
+            )
+        },
+    )
+
+
 _HCM = Section(
     value=HcmSettings,
     below={
@@ -292,6 +324,7 @@ _HCM = Section(
             ),
         ),
         "metrics": _METRICS,
+        "webhook": _webhook(HCM_KINDS),
         "control": _CONTROL,
     },
 )
@@ -364,6 +397,7 @@ _CONNECT = Section(
             keys=(Key("loopback", place_kinds.POOL, "A network within 127.0.0.0/8.", None, '`"127.77.0.0/16"`'),),
         ),
         "metrics": _METRICS,
+        "webhook": _webhook(CONNECT_KINDS),
         "control": _CONTROL,
     },
 )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
 
-from ...errors import ConfigError
+from ...errors import ConfigError, RemoteProtocolError
 from ...net.proxy import parse_proxy_url
 from .kinds import TEXT, Kind, Raw, Source, listed, read_text, several, text_of
 from .places import runtime_directory
@@ -136,6 +136,45 @@ def _show_proxy(text: str) -> str:
 
 
 PROXY: Final = Kind(_read_proxy, show=_show_proxy)
+
+
+def _read_webhook(raw: Raw) -> str:
+    from ...net.connect import parse_ws_url
+
+    text = text_of(raw)
+    scheme = text.partition("://")[0].lower()
+    try:
+        if scheme not in ("http", "https"):
+            raise RemoteProtocolError("another scheme")
+        parse_ws_url("ws" + text[len("http") :])
+    except RemoteProtocolError:  # the text may be a secret
+        raise ConfigError("expected https://HOST[:PORT]/PATH or http://...") from None
+    return scheme + text[len(scheme) :]
+
+
+def _show_webhook(url: str) -> str:
+    """What stands behind the host may be a secret, as it is with the hooks of chat programs."""
+    scheme, _, rest = url.partition("://")
+    authority, slash, path = rest.partition("/")
+    return f"{scheme}://{authority}{slash}{_HIDDEN if path else ''}"
+
+
+WEBHOOK: Final = Kind(_read_webhook, show=_show_webhook)
+
+
+_OWN_HEADERS: Final = ("host", "content-type", "content-length", "connection", "transfer-encoding")
+
+
+def _read_header_name(raw: Raw) -> str:
+    from ...wire.http1 import is_token
+
+    text = read_text(raw)
+    if not is_token(text) or text.lower() in _OWN_HEADERS:
+        raise ConfigError(f"expected the name of a header, such as Authorization (found {text!r:.60})")
+    return text
+
+
+HEADER_NAME: Final = Kind(_read_header_name)
 
 
 def _read_connection_string(raw: Raw) -> SignIn:

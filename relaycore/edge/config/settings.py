@@ -281,6 +281,30 @@ class MetricsSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class WebhookHeader:
+    """A header that goes with each post; ``""`` is none."""
+
+    name: str = ""
+    value: Secret | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookSettings:
+    """Where events are posted to.
+
+    Attributes:
+      url: ``""`` is nowhere. What stands behind the host may be a secret.
+      events: kinds; empty is all.
+      timeout_s: for one attempt.
+    """
+
+    url: str = field(default="", repr=False)
+    events: tuple[str, ...] = ()
+    timeout_s: float = 10.0
+    header: WebhookHeader = WebhookHeader()
+
+
+@dataclass(frozen=True, slots=True)
 class ControlSettings:
     """The socket by which the command line talks to a running program; None is the default place."""
 
@@ -294,6 +318,7 @@ class HcmSettings:
     connections: tuple[HcmConnection, ...] = ()
     policy: PolicySettings = PolicySettings()
     metrics: MetricsSettings = MetricsSettings()
+    webhook: WebhookSettings = WebhookSettings()
     control: ControlSettings = ControlSettings()
 
 
@@ -379,6 +404,7 @@ class ConnectSettings:
     proxy: ProxyPortSettings = ProxyPortSettings()
     pool: str = "127.77.0.0/16"
     metrics: MetricsSettings = MetricsSettings()
+    webhook: WebhookSettings = WebhookSettings()
     control: ControlSettings = ControlSettings()
 
 

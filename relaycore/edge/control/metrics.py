@@ -44,6 +44,8 @@ class Tallies:
         """Questions to the name server, by result."""
         self.proxy: Mapping[tuple[str, str], int] = {}
         """Requests to the proxy port, by kind and result."""
+        self.webhook: Counter[str] = Counter()
+        """Events for the webhook: ``sent``, ``dropped``, ``failed``."""
 
 
 def render(families: Iterable[Metric]) -> str:
@@ -194,6 +196,10 @@ def _of_the_program(tallies: Tallies, uptime_s: float) -> Iterator[Metric]:
     for result, count in tallies.reloads.items():
         reloads.add_metric([result], count)
     yield reloads
+    posts = _counter("webhook_events", "Events for the webhook.", ["result"])
+    for result, count in sorted(tallies.webhook.items()):
+        posts.add_metric([result], count)
+    yield posts
     uptime = _gauge_family("uptime_seconds", "Age of the program.", [])
     uptime.add_metric([], max(0.0, uptime_s))
     yield uptime

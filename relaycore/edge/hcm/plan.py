@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Iterable
+from typing import Final
 
 import msgspec
 
@@ -15,6 +16,10 @@ __all__ = ["Plan", "UnknownConnection", "changes_of", "make_plan", "needs_regist
 
 _OF_THE_REGISTRATION = ("relay", "path", "key_name", "key", "token", "profile", "http_url", "listeners")
 """What a listener is made of. All else counts from the next connection on, and leaves the control channels alone."""
+
+
+_GENERAL: Final = ("policy", "metrics", "webhook", "control")
+"""Settings that belong to no connection."""
 
 
 class UnknownConnection(ConfigError):
@@ -78,7 +83,7 @@ def make_plan(old: HcmSettings, new: HcmSettings) -> Plan:
         removed=tuple(name for name in before if name not in after),
         changed={name: what for name, what in changed.items() if what},
         unchanged=tuple(name for name, what in changed.items() if not what),
-        general=tuple(what for what in ("policy", "metrics", "control") if getattr(old, what) != getattr(new, what)),
+        general=tuple(what for what in _GENERAL if getattr(old, what) != getattr(new, what)),
     )
 
 
