@@ -85,7 +85,7 @@ class Webhook:
         """Events that wait."""
         return len(self._waiting)
 
-    async def run(self, events: EventStream) -> None:
+    async def run(self, events: EventStream, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Post the events of a stream until it ends, or until cancelled; what waits then is lost. Raises nothing else.
 
         Args:
@@ -94,6 +94,7 @@ class Webhook:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._post_all)
+                task_status.started()
                 async for event in events:
                     if not self._settings.events or event.kind in self._settings.events:
                         self._put(event)

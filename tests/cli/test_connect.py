@@ -368,9 +368,12 @@ async def test_pages_and_the_proxy_port_stand_beside_the_forwards(tmp_path):
     async with open_bench(tmp_path) as bench:
         await bench.publish(echo)
         extra = '[connect.proxy]\nlisten = "127.0.0.1:28075"\n[connect.metrics]\nlisten = "127.0.0.1:28076"\n'
+        # Nobody takes them: events that go nowhere stop nothing.
+        extra += '[connect.webhook]\nurl = "http://127.0.0.1:9/hidden"\n'
         bench.write(extra=extra)
         async with run_program("connect", "run", "--config", str(bench.config)) as program:
             await program.wait_err("1 of 1 forwards are listening")
+            await program.wait_err("webhook: on http://127.0.0.1:9")
             async with await trio.open_tcp_stream("127.0.0.1", 28_075) as stream:
                 await stream.send_all(
                     b"CONNECT orders.corp.test:%d HTTP/1.1\r\nHost: orders.corp.test:%d\r\n\r\n" % (PORT, PORT)
@@ -384,6 +387,11 @@ async def test_pages_and_the_proxy_port_stand_beside_the_forwards(tmp_path):
                 answer = b"".join([data async for data in stream])
                 assert answer.startswith(b"HTTP/1.1 200 ")
                 assert b"1 of 1 forwards" in answer
+            async with await trio.open_tcp_stream("127.0.0.1", 28_076) as stream:
+                await stream.send_all(b"GET /metrics HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+                answer = b"".join([data async for data in stream])
+                assert b'relaycore_edge_proxy_requests_total{kind="connect",result="ok"} 1.0\n' in answer
+                assert b'relaycore_edge_rendezvous_seconds_count{name="orders"} 1.0\n' in answer
             code, out, _ = await connect(bench, "env")
             assert code == 0
             assert "export ALL_PROXY=socks5h://127.0.0.1:28075" in out.decode().splitlines()

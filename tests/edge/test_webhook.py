@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import socket
+import ssl
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
+import trustme
 from origins import OK, OriginServer, Seen, Visitor, hang_up_rudely, open_origin
 
 from relaycore.edge import webhook as webhook_module
 from relaycore.edge.config.load import load, show
 from relaycore.edge.config.secret import Secret
 from relaycore.edge.config.settings import WebhookHeader, WebhookSettings
-from relaycore.edge.events import EventLog
+from relaycore.edge.events import CONNECT_KINDS, HCM_KINDS, EventLog
 from relaycore.edge.webhook import QUEUE, Webhook
 from relaycore.errors import ConfigError
 
@@ -226,3 +231,45 @@ def test_wrong_settings(tmp_path, text: str, words: str):
         read(tmp_path, f"[hcm.webhook]\n{text}")
     assert words in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+async def test_a_certificate_that_is_not_trusted_is_an_answer_never_sent(caplog: pytest.LogCaptureFixture):
+    """The header goes to nobody who has not shown who he is."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    trustme.CA().issue_cert("localhost").configure_cert(context)
+    got = bytearray()
+
+    async def serve(stream: trio.SocketStream) -> None:
+        try:
+            async for piece in trio.SSLStream(stream, context, server_side=True):
+                got.extend(piece)
+        except trio.BrokenResourceError:
+            pass
+
+    header = WebhookHeader("Authorization", Secret("inline", SECRET))
+    async with trio.open_nursery() as nursery:
+        (listener,) = await nursery.start(partial(trio.serve_tcp, serve, 0, host="127.0.0.1"))
+        url = f"https://localhost:{listener.socket.getsockname()[1]}/secret"
+        async with posting(WebhookSettings(url, header=header)) as (log, counts):
+            log.emit("orders", "refused", "x")
+            await until(counts, failed=1)
+        nursery.cancel_scope.cancel()
+    assert not got
+    assert "certificate" in caplog.text
+    assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("kinds_known", "files"),
+    [
+        (HCM_KINDS, ["hcm/agent.py", "hcm/manager.py", "hcm/relay_leg.py", "hcm/endpoint_leg.py"]),
+        (CONNECT_KINDS, ["connect/forwarder.py", "connect/proxy_port.py"]),
+    ],
+    ids=["hcm", "connect"],
+)
+def test_every_kind_that_is_emitted_can_be_asked_for(kinds_known, files):
+    folder = Path(webhook_module.__file__).parent
+    call = re.compile(r'(?:\bemit|_emit|on_event|_fail)\((?:[a-z_.]+(?:\(\))?, |"", )?"([a-z-]+)"')
+    found = {kind for file in files for kind in call.findall((folder / file).read_text())}
+    assert len(found) > 5
+    assert found <= set(kinds_known)

@@ -144,7 +144,7 @@ class Beside:
         webhook = Webhook(settings, "connect", self._counts.webhook)
         with alone():
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(webhook.run, self._forwarder.events())
+                await nursery.start(webhook.run, self._forwarder.events())
                 yield webhook.shown
                 nursery.cancel_scope.cancel()
 

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+from functools import partial
 
 import pytest
 import trio
@@ -152,6 +153,9 @@ async def test_metrics_and_health(world_of):
             assert status == 200
             assert 'relaycore_edge_relay_up{name="orders"} 1.0\n' in text
             assert 'relaycore_edge_connections_total{name="orders",result="closed"} 1.0\n' in text
+            assert 'relaycore_edge_dial_seconds_count{name="orders"} 1.0\n' in text
+            assert 'relaycore_edge_rendezvous_seconds_count{name="orders"} 1.0\n' in text
+            assert 'relaycore_edge_token_expires_seconds{name="orders"}' in text
             assert f'relaycore_edge_endpoint_up{{name="orders",target="{world.endpoint.address}"}} 1.0\n' in text
             await world.ok("pause", "orders")
             assert (await get(address, "/readyz"))[0] == 503
@@ -164,6 +168,37 @@ async def test_metrics_and_health(world_of):
             async with await trio.open_unix_socket(path) as stream:
                 await stream.send_all(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
                 assert (await stream.receive_some()).startswith(b"HTTP/1.1 200")
+
+
+async def test_events_are_posted_and_the_webhook_may_move(world_of):
+    """connection manager 6 (relay 86)."""
+    got: list[bytes] = []
+
+    async def take(stream: trio.SocketStream) -> None:
+        kept = b""
+        while b"}" not in kept and (piece := await stream.receive_some()):
+            kept += piece
+        got.append(kept)
+        await stream.send_all(b"HTTP/1.1 204 No Content\r\n\r\n")
+
+    async with world_of("orders") as world, trio.open_nursery() as nursery:
+        (listener,) = await nursery.start(partial(trio.serve_tcp, take, 0, host="127.0.0.1"))
+        url = f"http://127.0.0.1:{listener.socket.getsockname()[1]}"
+        hook = f'[hcm.webhook]\nurl = "{url}/one"\nevents = ["connected", "paused"]'
+        world.write(world.entry("orders"), hook)
+        async with world.daemon():
+            await world.settled("orders", status="Connected")
+            while len(got) < 1:
+                await trio.sleep(0.01)
+            head, _, body = got[0].partition(b"\r\n\r\n")
+            assert head.startswith(b"POST /one ")
+            assert json.loads(body)["kind"] == "connected"
+            world.write(world.entry("orders"), hook.replace("/one", "/two"))
+            await world.ok("reload")
+            while not any(post.startswith(b"POST /two ") for post in got):
+                await world.ok("pause", "orders")
+                await world.ok("resume", "orders")
+        nursery.cancel_scope.cancel()
 
 
 async def test_the_service_manager_is_told(world_of):
