@@ -58,6 +58,7 @@ from ..target.throttle import TokenBucket, Waited, throttled
 from .endpoint_leg import EndpointLeg, Route
 from .metadata import METADATA_INTERVAL, MetadataWatch
 from .plan import needs_registration
+from .refused import RefusedLately
 from .relay_leg import Registration
 from .sessions import OpenSession, SessionBook, sender_of
 from .status import ConnectionStatus, RelayLeg, SessionStatus, Shown, TargetCheck
@@ -126,6 +127,7 @@ class Agent:
         self._metadata_scope = trio.CancelScope()
         self._endpoint = EndpointLeg(settings, policy, self._emit_endpoint, self._note_change)
         self._admission = Admission(settings.limits)
+        self._refused = RefusedLately()
         self._waited_in, self._waited_out = Waited(), Waited()
         self._inbound, self._outbound = self._buckets()
         self._book = SessionBook(now_unix=now_unix)
@@ -454,6 +456,13 @@ class Agent:
 
         peer = waiting.incoming.remote_endpoint
         deadline = trio.current_time() + _ANSWER_S
+        earlier = self._refused.find(waiting.incoming)
+        if earlier is not None:
+            # The relay offers who was refused with 503 to the next listener, and that one is ours, too.
+            if waiting.is_waiting:
+                await waiting.reject(earlier.status, one_line(earlier.text))
+            note_answer()
+            return
         try:
             async with self._admission.enter(None if peer is None else peer.address):
                 if self.settings.profile is Profile.AZBRIDGE:
@@ -461,6 +470,8 @@ class Agent:
                 else:
                     await self._serve_raw(waiting, note_answer, deadline)
         except DialFailed as failure:
+            if failure.status == 503 and self.settings.listeners > 1:
+                self._refused.note(waiting.incoming, failure)
             await self._reject(waiting, failure, "overloaded" if failure.status == 503 else failure.kind)
         except RelayError as error:
             # The rendezvous, or the session, which has said so itself.
@@ -475,7 +486,10 @@ class Agent:
         route = await self._find_route()
         health = route.health
         if self._is_refusing and health is not None:
-            await self._reject(waiting, health.refusal(), "endpoint-down")
+            refusal = health.refusal()
+            if self.settings.listeners > 1:
+                self._refused.note(waiting.incoming, refusal)
+            await self._reject(waiting, refusal, "endpoint-down")
             return
         dialled = await self._dial(route, route.targets, waiting, deadline)
         try:
@@ -638,14 +652,16 @@ class Agent:
         return await forwarder.accept(incoming)
 
     async def _serve_http(self, forwarder: HttpForwarder, request: HttpRequest) -> None:
+        peer = request.remote_endpoint
         try:
-            await self._check_origin()
+            async with self._admission.enter(None if peer is None else peer.address):
+                await self._check_origin()
+                await forwarder.serve(request)
         except DialFailed as failure:
-            self._note_refusal("", failure.text, failure.kind, failure.status)
+            reason = "overloaded" if failure.status == 503 else failure.kind
+            self._note_refusal("" if peer is None else peer.address, failure.text, reason, failure.status)
             async with request.respond(failure.status, [("Content-Type", "text/plain")]) as responder:
                 await responder.send_all(f"{failure.text}\n".encode())
-            return
-        await forwarder.serve(request)
 
     async def _check_origin(self) -> None:
         """Ask the policy about the server, whose connections the forwarder opens by itself."""

@@ -507,3 +507,20 @@ async def test_probes_that_end_through_a_bug_are_begun_again(world: World, monke
             await until(lambda: "begun again" in caplog.text)
         await world.up(endpoint)
         await until(lambda: status(manager).endpoint_leg == "Up")
+
+
+async def test_a_sender_is_refused_once_however_many_channels_we_hold(world: World):
+    """4.3.7: the relay offers it to each of them; the answer is the first one's, at once, and counts once."""
+    endpoint = await world.endpoint()
+    limits = LimitSettings(max_open=1)
+    connection = world.connection(endpoint.target, limits=limits, listeners=4)
+    async with world.serving(connection) as manager:
+        await until(lambda: status(manager).listeners_here == 4)
+        async with world.dial() as sender:
+            assert await ask(sender) == b"ping"
+            error = await refusal_of(world)
+            assert isinstance(error, ServerBusy)
+            assert "1 connections are open" in error.message
+            assert status(manager).rejected == {"overloaded": 1}
+            await refusal_of(world)
+            assert status(manager).rejected == {"overloaded": 2}

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import trio
 from managed import World, ask, closed_port, open_world, status, until
-from origins import open_origin
+from origins import OK, Seen, Visitor, open_origin
 from peers import HttpAnswer, WirePeer, http_request
 
 from relaycore import StreamClosed
@@ -204,3 +204,33 @@ async def test_a_server_that_the_policy_forbids(world: World):
             assert b"127.0.0.0/8:*" in answer.body
             assert status(manager).rejected == {"policy": 1}
             assert not origin.seen
+
+
+async def test_limits_bound_requests_too(world: World):
+    """8.4 limits: what is one connection to a tunnel is one request to a server."""
+    await world.relay.create_entity("web", requires_client_authorization=False)
+    may_answer = trio.Event()
+
+    async def wait(visitor: Visitor, seen: Seen) -> bytes:
+        await may_answer.wait()
+        return OK
+
+    async with open_origin(wait) as origin:
+        entry = world.connection(
+            path="web", profile=Profile.HTTP, http_url=origin.url, limits=LimitSettings(max_open=1)
+        )
+        async with world.serving(entry) as manager, trio.open_nursery() as nursery:
+            answers: list[int] = []
+
+            async def ask_first() -> None:
+                answers.append((await fetch(world, "/web/slow")).status)
+
+            nursery.start_soon(ask_first)
+            await until(lambda: bool(origin.seen))
+            refused = await fetch(world, "/web/more")
+            assert refused.status == 503
+            assert b"1 connections are open" in refused.body
+            assert status(manager).rejected == {"overloaded": 1}
+            may_answer.set()
+            await until(lambda: answers == [200])
+            assert (await fetch(world, "/web/again")).status == 200
