@@ -305,8 +305,10 @@ class Stream:
             self._came.update(data)
             self.carried += len(data)
             self._has_more.unpark_all()
-        # The system tells of a reset once. If it was the writer that was told, it may just be on its way out of send().
-        await trio.lowlevel.checkpoint()
+        # The system tells of a reset once. If it was the writer that was told, it may just be on its way out of send(),
+        # which Trio leaves by way of a checkpoint; of two tasks that are due in the same turn any may be first.
+        for _ in range(2):
+            await trio.lowlevel.checkpoint()
         if self._failure:
             return self._failure
         if self._is_on:
