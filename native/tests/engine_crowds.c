@@ -2,6 +2,8 @@
 #define _GNU_SOURCE
 #include "engine_cases.h"
 
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -112,6 +114,16 @@ static void check_shut(unsigned threads) {
 
 /* ------------------------------------------------------------------------------------------------------------- empty pool */
 
+/* Has a reset not even reached the socket, seconds later? Into a closed window it comes with a number that is not the next one
+ * (RFC 5961 3.2); then the kernel asks back, and when that is lost nobody sends it again before somebody reads. */
+static bool is_unheard(int socket, uint64_t from_ms) {
+    struct tcp_info info;
+    socklen_t length = sizeof info;
+
+    return rc_test_ms() - from_ms > 5000 && getsockopt(socket, IPPROTO_TCP, TCP_INFO, &info, &length) == 0 &&
+           info.tcpi_state == TCP_ESTABLISHED;
+}
+
 /* Readers that do not read hold every buffer. The others go on with less, nobody fails, and all recover. */
 static void check_empty_pool(void) {
     enum {
@@ -152,9 +164,12 @@ static void check_empty_pool(void) {
     rc_test_case = "empty pool, reset of a lane that waits";
     WORLD_UNTIL(world, statistics_of(world).starved > 0);
     for (size_t i = 1; i < HELD; i += 8) {
+        const struct joint *joint = &world->joints[i];
+        uint64_t from = rc_test_ms();
         peer_reset(&world->joints[i].peers[0]);
-        WORLD_UNTIL(world, world->joints[i].is_done);
-        CHECK_INT(world->joints[i].job.end, RC_END_ABORTED);
+        WORLD_UNTIL(world, joint->is_done || is_unheard(joint->job.sockets[0], from));
+        if (joint->is_done)
+            CHECK_INT(joint->job.end, RC_END_ABORTED);
     }
 
     rc_test_case = "empty pool, recovery";
@@ -163,7 +178,7 @@ static void check_empty_pool(void) {
         for (unsigned leg = 0; leg < 2; leg++) {
             joint->peers[leg].is_deaf = false;
             joint->peers[leg].is_vocal = true;
-            if (!joint->is_done && !joint->peers[leg].ends)
+            if (!joint->is_done && !joint->peers[leg].ends && joint->peers[leg].fd >= 0)
                 say_close(joint, leg);
         }
     }
