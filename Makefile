@@ -30,7 +30,7 @@ demo: $(BIN)/.runtime $(BIN)/.native
 
 test: $(BIN)/.dev $(BIN)/.native
 	.ci/ensure test
-	$(MAKE) -C native test sanitize tsan
+	+$(MAKE) -j1 -C native test sanitize tsan
 	tests/interop/install.sh
 	$(BIN)/python -m pytest $(ARGS)
 

@@ -19,7 +19,7 @@ from ..loadgen import Route
 from ..processes import BenchError
 from .base import Stage, free_port, topology
 from .proxies import HAPROXY, _haproxy_missing, _haproxy_version, haproxy_config
-from .relay import ENTITY
+from .relay import ENTITY, _relay_version
 
 
 def _edge_missing() -> str | None:
@@ -27,7 +27,11 @@ def _edge_missing() -> str | None:
 
 
 @topology(
-    "edge", "relaycore connect, relaycore serve and relaycore hcm, plain", missing=_edge_missing, by_default=False
+    "edge",
+    "relaycore connect, relaycore serve and relaycore hcm, plain",
+    missing=_edge_missing,
+    version=_relay_version,
+    by_default=False,
 )
 def edge(stage: Stage) -> Route:
     far, ready = stage.load("server")
