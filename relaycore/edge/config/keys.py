@@ -207,7 +207,8 @@ _LINGER = Key(
 _IDLE = Key("idle_timeout", span(), "Silence after which a connection is cut; 0 leaves it alone.", "idle_timeout_s")
 
 _LIMITS = Section(
-    text="Bounds of one connection entry; 0 is no bound.",
+    text="Bounds of one connection entry; 0 is no bound. With the profile `http` the counts are of requests, and rates"
+    " and timeouts have no effect.",
     value=LimitSettings,
     keys=(
         Key("max_open", count(0, 1_000_000), "Connections at one time; more wait, and are refused with 503."),
