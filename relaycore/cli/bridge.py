@@ -51,9 +51,10 @@ from ..edge.hcm.status import ConnectionStatus, RelayLeg
 from ..errors import AuthorizationFailed, ConfigError, ConnectionLost, EndpointNotFound
 from ..net.tasks import alone
 from ..trace import LogWriter, configure_logging, redact
+from .edge_options import drain_option
 from .exits import ExitCode, StartupError
 from .online import STATUS_LINES
-from .options import Seconds, raise_file_limit, run
+from .options import raise_file_limit, run
 
 __all__ = ["command"]
 
@@ -158,14 +159,7 @@ def _refuse_service(ctx: click.Context, parameter: click.Parameter, wanted: bool
     type=click.Path(path_type=Path),
     help="PEM file of authorities to trust besides the system's.",
 )
-@click.option(
-    "--drain",
-    type=Seconds(min=0),
-    default=10.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long connections may go on after SIGTERM or SIGINT.",
-)
+@drain_option
 @click.option("--explain", is_flag=True, help="Say what all of it means, print it as relaycore.toml, and leave.")
 def command(
     is_service: bool,

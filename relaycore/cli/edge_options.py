@@ -11,13 +11,14 @@ import click
 
 from ..errors import ConfigError
 from .exits import ExitCode
+from .options import Seconds
 
 if TYPE_CHECKING:
     from ..edge.config.load import Loaded
     from ..edge.config.secret import Secret
     from ..edge.config.settings import EdgeSettings, Forward, HcmConnection
 
-__all__ = ["config_group", "edge_environ", "edge_options", "load_edge"]
+__all__ = ["config_group", "drain_option", "edge_environ", "edge_options", "load_edge"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -44,6 +45,18 @@ def edge_options(function: Callable[P, R]) -> Callable[P, R]:
         type=click.Path(path_type=Path),
         help="Settings in TOML: a file, which the files of the directory NAME.d beside it follow, or a directory."
         " Repeatable.  [default: RELAYCORE_CONFIG, else relaycore.toml in /etc/relaycore or ~/.config/relaycore]",
+    )(function)
+
+
+def drain_option(function: Callable[P, R]) -> Callable[P, R]:
+    """Add ``--drain SECONDS`` as ``drain``."""
+    return click.option(
+        "--drain",
+        type=Seconds(min=0),
+        default=10.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="How long connections may go on after SIGTERM or SIGINT.",
     )(function)
 
 

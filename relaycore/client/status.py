@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import enum
-from collections import deque
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-import trio
-
+from ..net.subscription import Subscription
 from ..vocab import ListenerId
 
 __all__ = [
@@ -114,7 +111,7 @@ class Reconnecting:
 ListenerEvent: TypeAlias = Online | Offline | Reconnecting
 
 
-class EventStream(AsyncIterator[ListenerEvent]):
+class EventStream(Subscription[ListenerEvent]):
     """One subscriber's view of the events, from the call of ``Listener.events()`` on. Ends when the listener is closed.
 
     Attributes:
@@ -122,32 +119,4 @@ class EventStream(AsyncIterator[ListenerEvent]):
     """
 
     def __init__(self) -> None:
-        self.dropped = 0
-        self._events: deque[ListenerEvent] = deque()
-        self._lot = trio.lowlevel.ParkingLot()
-        self._is_ended = False
-
-    def __aiter__(self) -> EventStream:
-        return self
-
-    async def __anext__(self) -> ListenerEvent:
-        """Wait for the next event. A checkpoint."""
-        await trio.lowlevel.checkpoint_if_cancelled()
-        while not self._events:
-            if self._is_ended:
-                await trio.lowlevel.cancel_shielded_checkpoint()
-                raise StopAsyncIteration
-            await self._lot.park()
-        await trio.lowlevel.cancel_shielded_checkpoint()
-        return self._events.popleft()
-
-    def _put(self, event: ListenerEvent) -> None:
-        if len(self._events) == EVENTS_KEPT:
-            self._events.popleft()
-            self.dropped += 1
-        self._events.append(event)
-        self._lot.unpark()
-
-    def _end(self) -> None:
-        self._is_ended = True
-        self._lot.unpark_all()
+        super().__init__(EVENTS_KEPT)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
-import trio
+
+from ..net.subscription import Subscription
 
 __all__ = ["CONNECT_KINDS", "EVENTS_KEPT", "HCM_KINDS", "Event", "EventLog", "EventStream"]
 
@@ -45,7 +46,7 @@ class Event(msgspec.Struct, frozen=True):
     text: str
 
 
-class EventStream(AsyncIterator[Event]):
+class EventStream(Subscription[Event]):
     """One subscriber's view, from `EventLog.subscribe` on. Ends when the log is closed.
 
     Attributes:
@@ -53,41 +54,13 @@ class EventStream(AsyncIterator[Event]):
     """
 
     def __init__(self, log: EventLog) -> None:
-        self.dropped = 0
+        super().__init__(EVENTS_KEPT)
         self._log = log
-        self._events: deque[Event] = deque()
-        self._lot = trio.lowlevel.ParkingLot()
-        self._is_ended = False
-
-    def __aiter__(self) -> EventStream:
-        return self
-
-    async def __anext__(self) -> Event:
-        """Wait for the next event. A checkpoint."""
-        await trio.lowlevel.checkpoint_if_cancelled()
-        while not self._events:
-            if self._is_ended:
-                await trio.lowlevel.cancel_shielded_checkpoint()
-                raise StopAsyncIteration
-            await self._lot.park()
-        await trio.lowlevel.cancel_shielded_checkpoint()
-        return self._events.popleft()
 
     def close(self) -> None:
         """Subscribe no longer; whoever waits is told the end. Not a checkpoint."""
         self._log._subscribers.discard(self)
         self._end()
-
-    def _put(self, event: Event) -> None:
-        if len(self._events) == EVENTS_KEPT:
-            self._events.popleft()
-            self.dropped += 1
-        self._events.append(event)
-        self._lot.unpark()
-
-    def _end(self) -> None:
-        self._is_ended = True
-        self._lot.unpark_all()
 
 
 class EventLog:

@@ -29,10 +29,10 @@ from ...edge.control.server import serve_control
 from ...errors import ConfigError
 from ...net.tasks import alone
 from ...trace import LogWriter, redact
-from ..edge_options import edge_options, load_edge
+from ..edge_options import drain_option, edge_options, load_edge
 from ..exits import ExitCode, StartupError, exit_code_for
 from ..online import STATUS_LINES
-from ..options import Seconds, raise_file_limit, run, verbose_option
+from ..options import raise_file_limit, run, verbose_option
 from .beside import Beside, Counts, summary
 from .common import state_file
 
@@ -47,14 +47,7 @@ _SAME_SIGNAL_S: Final = 0.5
 
 @click.command("run")
 @edge_options
-@click.option(
-    "--drain",
-    type=Seconds(min=0),
-    default=10.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long connections may go on after SIGTERM or SIGINT.",
-)
+@drain_option
 @click.option("--no-watch", is_flag=True, help="Read the settings again only when told to, not when files change.")
 @click.option("--quiet", "-q", is_flag=True, help="No status lines on standard error.")
 @verbose_option

@@ -104,10 +104,8 @@ def parse_remote_forward(text: str) -> tuple[str, tuple[RemoteBinding, ...]]:
     Raises:
       ConfigError: with the part that is wrong.
     """
-    relay, colon, bindings = text.partition(":")
-    if not colon:
-        raise _wrong(text, "the name of the hybrid connection stands in front of the first colon")
-    return _relay(relay, text), tuple(_remote(part, text) for part in bindings.split(";"))
+    relay, parts = _split_relay(text)
+    return _relay(relay, text), tuple(_remote(part, text) for part in parts)
 
 
 def parse_old_remote_forward(text: str) -> tuple[str, tuple[RemoteBinding, ...]]:
@@ -116,11 +114,9 @@ def parse_old_remote_forward(text: str) -> tuple[str, tuple[RemoteBinding, ...]]
     Raises:
       ConfigError: with the part that is wrong.
     """
-    relay, colon, bindings = text.partition(":")
-    if not colon:
-        raise _wrong(text, "the name of the hybrid connection stands in front of the first colon")
+    relay, parts = _split_relay(text)
     found = []
-    for part in bindings.split(";"):
+    for part in parts:
         host, colon, rest = part.rpartition(":")
         name, _, port = rest.rpartition("/")
         if _PORT.fullmatch(port) is None:
@@ -135,10 +131,16 @@ def parse_http_forward(text: str) -> tuple[str, tuple[HttpBinding, ...]]:
     Raises:
       ConfigError: with the part that is wrong.
     """
+    relay, parts = _split_relay(text)
+    return _relay(relay, text), tuple(_http(part, text) for part in parts)
+
+
+def _split_relay(text: str) -> tuple[str, list[str]]:
+    """Returns: what stands in front of the first colon, and the bindings behind it."""
     relay, colon, bindings = text.partition(":")
     if not colon:
         raise _wrong(text, "the name of the hybrid connection stands in front of the first colon")
-    return _relay(relay, text), tuple(_http(part, text) for part in bindings.split(";"))
+    return relay, bindings.split(";")
 
 
 def _wrong(text: str, why: str) -> ConfigError:
