@@ -148,6 +148,43 @@ def test_without_time_for_enough_rounds_nothing_fails_and_it_is_said(machine, ba
     assert "does not fail" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("speed", "fails"), [(0.5, True), (0.7, True), (0.999, False)])
+def test_what_stands_beyond_its_limit_is_measured_in_overtime(machine, baseline, monkeypatch, speed, fails):
+    """A slow build makes slow rounds: five took the time that is meant for all of them."""
+    seconds = 0.0
+
+    def run_once(route, workload, pace):
+        nonlocal seconds
+        seconds += 0.5
+        return machine.run_once(route, workload, pace)
+
+    monkeypatch.setattr(gate, "run_once", run_once)
+    monkeypatch.setattr(gate.time, "monotonic", lambda: seconds)
+    machine.speed = speed
+    budget_s = 40.0
+    lines = check(baseline, budget_s)
+    assert any(line.verdict is Verdict.FAIL for line in lines) == fails
+    assert (seconds > budget_s) == fails
+    assert seconds < 3 * budget_s
+
+
+def test_overtime_ends(machine, baseline, monkeypatch):
+    """Where nothing but disturbed rounds come, more of them settle nothing."""
+    seconds = 0.0
+
+    def run_once(route, workload, pace):
+        nonlocal seconds
+        seconds += 2.0
+        machine.foreign = 1.0 if seconds > 100 else 0.0
+        return machine.run_once(route, workload, pace)
+
+    monkeypatch.setattr(gate, "run_once", run_once)
+    monkeypatch.setattr(gate.time, "monotonic", lambda: seconds)
+    machine.speed = 0.5
+    check(baseline, 50.0)
+    assert 150 <= seconds < 250
+
+
 def test_on_a_busy_machine_only_cpu_time_fails(machine, baseline, capsys):
     machine.speed, machine.foreign = 0.5, 1.0
     lines = check(baseline, 60.0)
