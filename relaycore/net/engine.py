@@ -175,17 +175,26 @@ class Engine:
     async def watch(self, scope: trio.CancelScope) -> None:
         """Wake tasks until the scope is cancelled. For who has opened the engine."""
         fd = self._native.fileno()
-        with scope:
-            while True:
-                await trio.lowlevel.wait_readable(fd)
-                self.take_completions()
+        try:
+            with scope:
+                while True:
+                    await trio.lowlevel.wait_readable(fd)
+                    self.take_completions()
+        except (Exception, KeyboardInterrupt):
+            # It ends the program, which waits for its tasks; and nobody else would wake those.
+            self.shut()
+            raise
 
     @trio.lowlevel.enable_ki_protection
     def shut(self) -> None:
         """End the threads, and cut what still runs. For who has opened the engine. Waits for a round of each thread."""
         self._is_shut = True
         self._native.shut()
-        self.take_completions()
+        try:
+            self.take_completions()
+        finally:
+            while self._running:  # nobody but those whose tokens were lost with an error
+                self._running.popitem()[1].wake()
 
     def take_completions(self) -> None:
         """Wake the tasks of sessions that have ended."""
