@@ -317,7 +317,7 @@ _HCM = Section(
         "policy": Section(
             text="What may be published from this machine. Patterns are `HOST:PORT`: a name, `*`, `*.SUFFIX`, an"
             " address or a network; and a port, `*` or `A-B`; or `unix:/PATH`, which may end in `*`. They count for"
-            " names and for what these resolve to.",
+            " names and for what these resolve to. Other spellings of an address, such as `127.1`, are refused.",
             value=PolicySettings,
             keys=(
                 Key("allow", place_kinds.PATTERNS, "Nothing else may be dialled.", default="all"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import socket
 from typing import Final
 
 from ...errors import ConfigError
@@ -15,6 +16,7 @@ from .settings import ListenAt, Probe, Target
 
 __all__ = [
     "check_pattern",
+    "check_pattern_name",
     "format_bytes",
     "format_listen",
     "format_probe",
@@ -37,6 +39,7 @@ _SIZE_UNITS: Final = {
     for power, letter in enumerate("kmgt", start=1)
 } | {"b": 1}
 _HOST = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9_])?(?:\.[A-Za-z0-9_-]+)*\.?")
+_NUMBERS = re.compile(r"(?:0x[0-9a-f]*|[0-9]+)(?:\.(?:0x[0-9a-f]*|[0-9]+))*")
 _SCOPE = re.compile(r"[A-Za-z0-9._:@~-]{1,15}")  # an interface's number or name, IFNAMSIZ
 _MODE = re.compile(r"(?P<path>.*),mode=(?:0o?)?(?P<mode>[0-7]{3})")
 _PORTS = re.compile(r"\*|(?P<low>[0-9]{1,5})(?:-(?P<high>[0-9]{1,5}))?")
@@ -262,9 +265,43 @@ def check_pattern(text: str) -> str:
     if is_bracketed is not (":" in host):
         raise ConfigError(f"{expected}: IPv6 stands in brackets, and nothing else does")
     if host == "*" or _HOST.fullmatch(host.removeprefix("*.")):
+        check_pattern_name(host)
         return f"{host}:{ports}"
     try:
         ipaddress.ip_network(host)
     except ValueError as error:
         raise ConfigError(f"{expected}: {error}") from None
     return f"[{host}]:{ports}" if is_bracketed else f"{host}:{ports}"
+
+
+def check_pattern_name(host: str) -> None:
+    """Refuse a pattern's name that consists of numbers, and is no address as people write it.
+
+    Whoever dials takes ``127.1``, ``2130706433`` and ``0x7f.1`` as 127.0.0.1 (inet_aton(3)). As a name it would match
+    nothing but these very letters, and a list that forbids it would let the machine be reached by another spelling.
+
+    Args:
+      host: in small letters, without port; ``*`` and addresses pass.
+
+    Raises:
+      ConfigError: with the address that is probably meant.
+    """
+    numbers = host.removeprefix("*.").rstrip(".")
+    if not _NUMBERS.fullmatch(numbers) or _is_address(host):
+        return
+    if host.startswith("*."):
+        raise ConfigError(
+            f"{host!r} stands for names, and no name ends in numbers alone; write a network, such as 10.0.0.0/8"
+        )
+    meant = []
+    try:
+        meant.append(socket.inet_ntoa(socket.inet_aton(numbers)))
+    except OSError:
+        said = f"{host!r} is no address, and no name consists of numbers"
+    else:
+        said = f"{host!r} is no name: programs that dial it take it as {meant[0]}"
+    parts = numbers.split(".")
+    if len(parts) == 4 and all(part.isdigit() and len(part) < 9 and int(part) < 256 for part in parts):
+        meant.append(".".join(str(int(part)) for part in parts))  # 0 in front means octal, which few people know
+    advice = f"write {' or '.join(dict.fromkeys(meant))}" if meant else "write an address such as 10.2.0.8"
+    raise ConfigError(f"{said}; {advice}")

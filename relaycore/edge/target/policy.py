@@ -15,6 +15,7 @@ from typing import Final, TypeAlias
 
 from ...errors import ConfigError
 from ..config.settings import PolicySettings
+from ..config.texts import check_pattern_name
 from .failure import DialFailed
 
 __all__ = ["Pattern", "Policy", "parse_pattern"]
@@ -85,7 +86,7 @@ def parse_pattern(text: str, *, source: str = "", key: str = "") -> Pattern:
     brackets. Or ``unix:PATH``, whose path may end in ``*``.
 
     Raises:
-      ConfigError: it is none of these.
+      ConfigError: it is none of these, or another spelling of an address, such as ``127.1``.
     """
     if text.startswith(_UNIX):
         return Pattern(text, text, None, _ALL_PORTS)
@@ -104,6 +105,10 @@ def parse_pattern(text: str, *, source: str = "", key: str = "") -> Pattern:
     except ValueError as error:
         if "/" in host or ":" in host or ("*" in host.removeprefix("*.") and host != "*"):
             raise ConfigError(f"{text!r}: {error}", source=source, key=key) from error
+        try:
+            check_pattern_name(host)
+        except ConfigError as spelling:
+            raise ConfigError(f"{text!r}: {spelling}", source=source, key=key) from None
         return Pattern(text, host, None, ports)
     if isinstance(network, ipaddress.IPv6Network) and network.subnet_of(_MAPPED):  # see _address
         network = ipaddress.IPv4Network((network.network_address.packed[12:], network.prefixlen - 96))

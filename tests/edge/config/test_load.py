@@ -375,6 +375,7 @@ def test_the_server_and_the_edge_leave_each_other_alone(tmp_path):
         (HCM + "[hcm.connection.limits]\nrate_in='x'", 6, "hcm.connection.0.limits.rate_in", "expected a rate"),
         (HCM + "[hcm.connection.limits]\nburst=0", 6, "hcm.connection.0.limits.burst", "1 or more"),
         ("[hcm.policy]\nallow = ['x']", 2, "hcm.policy.allow", "expected HOST:PORT, where"),
+        ("[hcm.policy]\ndeny = [\n'a:1',\n'127.1:*']", 2, "hcm.policy.deny", "take it as 127.0.0.1; write 127.0.0.1"),
         ("[hcm.metrics]\nlisten = 'x'", 2, "hcm.metrics.listen", "expected ADDRESS:PORT"),
         ("[connect.pool]\nloopback = '10.0.0.0/8'", 2, "connect.pool.loopback", "within 127.0.0.0/8"),
         ("[connect.pool]\nloopback = '127.0.0.1/8'", 2, "connect.pool.loopback", "expected a network"),

@@ -219,6 +219,36 @@ def test_what_is_no_pattern(text):
         check_pattern(text)
 
 
+@pytest.mark.parametrize(
+    ("host", "meant"),
+    [
+        ("127.1", "take it as 127.0.0.1; write 127.0.0.1"),
+        ("127.1.", "take it as 127.0.0.1; write 127.0.0.1"),
+        ("2130706433", "take it as 127.0.0.1; write 127.0.0.1"),
+        ("0x7f.1", "take it as 127.0.0.1; write 127.0.0.1"),
+        ("0X7F000001", "take it as 127.0.0.1; write 127.0.0.1"),
+        ("010.0.0.1", "take it as 8.0.0.1; write 8.0.0.1 or 10.0.0.1"),
+        ("10.0.0.08", "is no address, and no name consists of numbers; write 10.0.0.8"),
+        ("10.0.0.256", "is no address, and no name consists of numbers; write an address such as"),
+        ("1.2.3.4.5", "is no address"),
+        ("4294967296", "is no address"),
+        ("0" * 250, "write 0.0.0.0"),
+        ("*.0.0.1", "write a network, such as 10.0.0.0/8"),
+        ("*.10", "write a network, such as 10.0.0.0/8"),
+    ],
+)
+def test_an_address_in_another_spelling_is_no_name(host, meant):
+    """getaddrinfo(3) takes it as an address: a list that takes it as a name would forbid nothing."""
+    with pytest.raises(ConfigError) as caught:
+        check_pattern(f"{host}:22")
+    assert meant in str(caught.value)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "7f.cafe", "0xyz", "db.1", "web-1", "1.db", "*.1.db"])
+def test_names_may_have_numbers_in_them(host):
+    assert check_pattern(f"{host}:22") == f"{host}:22"
+
+
 hosts = st.one_of(st.ip_addresses().map(str), st.text("ab*./0:[]-", max_size=8))
 
 

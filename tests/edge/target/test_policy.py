@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from relaycore.edge.config.settings import PolicySettings
+from relaycore.edge.config.settings import DialSettings, PolicySettings, Target
+from relaycore.edge.target.dial import dial, resolve
 from relaycore.edge.target.failure import DialFailed
 from relaycore.edge.target.policy import Policy, parse_pattern
 from relaycore.errors import ConfigError
@@ -97,6 +98,12 @@ def test_paths(pattern: str, path: str, expected: bool):
         "::1:1",
         "*.*.x:1",
         "h:²",
+        "127.1:22",
+        "0x7f.1:22",
+        "2130706433:22",
+        "010.0.0.1:22",
+        "10.0.0.256:22",
+        "*.0.0.1:22",
     ],
 )
 def test_what_is_no_pattern(text: str):
@@ -136,6 +143,19 @@ def test_deny_wins():
     assert refused(policy, "harmless.test", 80, "::ffff:169.254.169.254")
     with pytest.raises(DialFailed, match=r"denied by unix:/etc/\*"):
         policy.check_path("/etc/secret")
+
+
+@pytest.mark.parametrize("spelling", ["127.1", "2130706433", "0x7f.1", "0177.0.0.1"])
+async def test_an_endpoint_is_judged_by_the_address_that_is_dialled(spelling: str):
+    """However it is written: the system takes these as 127.0.0.1."""
+    target = Target(spelling, 22)
+    policy = Policy(PolicySettings(deny=("127.0.0.0/8:*",)))
+    with pytest.raises(DialFailed, match=r"127\.0\.0\.1 denied by 127\.0\.0\.0/8:\*"):
+        await dial([target], DialSettings(), policy=policy)
+    with pytest.raises(DialFailed, match="not in its allow list"):
+        await resolve(target, DialSettings(), Policy(PolicySettings(allow=("10.0.0.0/8:*",))))
+    [address] = await resolve(target, DialSettings(), Policy(PolicySettings(allow=("127.0.0.1:22",))))
+    assert address.host == "127.0.0.1"
 
 
 def test_of_several_addresses_those_that_pass_are_left():
