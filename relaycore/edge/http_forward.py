@@ -26,7 +26,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import ssl
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Final
 
 import trio
@@ -69,12 +69,20 @@ class HttpForwarder:
       settings: how.
       entity: the hybrid connection, as named in our connection string.
       ssl_context: for an ``https`` origin; None is the system's store.
+      dial: how the origin is reached, as `OriginPool` has it.
     """
 
-    def __init__(self, settings: ForwardSettings, entity: str, ssl_context: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        settings: ForwardSettings,
+        entity: str,
+        ssl_context: ssl.SSLContext | None = None,
+        *,
+        dial: Callable[[], Awaitable[trio.SocketStream]] | None = None,
+    ) -> None:
         self._settings = settings
         self._mapper = Mapper(settings, entity.strip("/"))
-        self.pool = OriginPool(settings.origin, ssl_context, connect_timeout=settings.connect_timeout)
+        self.pool = OriginPool(settings.origin, ssl_context, dial=dial, connect_timeout=settings.connect_timeout)
         self._websockets = WebSocketForwarder(self.pool)
 
     async def run(self, listener: Listener) -> None:

@@ -14,7 +14,7 @@ import os
 import re
 import select
 import ssl
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,10 +22,11 @@ import trio
 
 from ..client.http_exchange import RequestFailed
 from ..errors import ConfigError, ConnectionLost, RemoteProtocolError
-from ..net.connect import WebSocketUrl, open_transport
+from ..net.connect import WebSocketUrl, open_transport, secure
 from ..net.linger import cut
 from ..vocab import BytesLike
 from ..wire.http1 import Body, ResponseEvent, ResponseHead, ResponseReader
+from .target.failure import DialFailed
 
 __all__ = [
     "Origin",
@@ -254,6 +255,7 @@ class OriginPool:
     Args:
       origin: where.
       ssl_context: for ``https``; None is the system's store.
+      dial: makes the connection below TLS, and raises `DialFailed`; None dials whatever the origin's name leads to.
       connect_timeout: seconds for TCP and TLS together.
       idle_timeout: seconds after which an idle connection is closed. Short, because nothing is won by being the one
         who waits for the server's own limit; 5 seconds is what Node has.
@@ -265,6 +267,7 @@ class OriginPool:
         origin: Origin,
         ssl_context: ssl.SSLContext | None,
         *,
+        dial: Callable[[], Awaitable[trio.SocketStream]] | None = None,
         connect_timeout: float = 10.0,
         idle_timeout: float = 4.0,
         max_idle: int = 32,
@@ -272,6 +275,7 @@ class OriginPool:
         self.origin = origin
         self.idle_timeout = idle_timeout
         self._ssl_context = ssl_context
+        self._dial = dial
         self._connect_timeout = connect_timeout
         self._max_idle = max_idle
         self._idle: list[OriginConnection] = []
@@ -298,13 +302,17 @@ class OriginPool:
         """Open a connection.
 
         Raises:
-          OriginError: 502 with what the address said, 504 if it said nothing in time.
+          OriginError: 502 with what the address said, 504 if it said nothing in time; what `dial` failed with.
         """
         origin = self.origin
         where = WebSocketUrl(origin.is_tls, origin.host, origin.port, origin.authority, "/")
         try:
             with trio.fail_after(self._connect_timeout):
-                return OriginConnection(origin, await open_transport(where, self._ssl_context))
+                if self._dial is None:
+                    return OriginConnection(origin, await open_transport(where, self._ssl_context))
+                return OriginConnection(origin, await secure(await self._dial(), where, self._ssl_context))
+        except DialFailed as error:
+            raise OriginError(error.text, http_status=error.status) from error
         except trio.TooSlowError as error:
             said = f"{origin} did not take the connection within {self._connect_timeout:g} s"
             raise OriginError(said, http_status=504) from error

@@ -25,7 +25,15 @@ from .proxy import Proxy
 from .proxy_dial import open_tcp
 from .websocket import DEFAULT_MAX_MESSAGE_BYTES, RECEIVE_BYTES, WebSocketLeg
 
-__all__ = ["OpenedWebSocket", "WebSocketUrl", "client_ssl_context", "open_transport", "open_websocket", "parse_ws_url"]
+__all__ = [
+    "OpenedWebSocket",
+    "WebSocketUrl",
+    "client_ssl_context",
+    "open_transport",
+    "open_websocket",
+    "parse_ws_url",
+    "secure",
+]
 
 _URL = re.compile(
     r"(?P<scheme>wss?)://(?P<authority>(?:\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9._~\-]+))(?::(?P<port>\d{1,5}))?)"
@@ -121,7 +129,21 @@ async def open_transport(
         ``__cause__``.
       ProxyFailed: a `ConnectionLost` too; the proxy did it.
     """
-    tcp = await open_tcp(url.host, url.port, proxy)
+    return await secure(await open_tcp(url.host, url.port, proxy), url, ssl_context)
+
+
+async def secure(
+    tcp: trio.SocketStream, url: WebSocketUrl, ssl_context: ssl.SSLContext | None = None
+) -> trio.abc.Stream:
+    """Put TLS over a connection if the URL's scheme asks for it. The connection is closed on any error.
+
+    Args:
+      url: whose host the certificate has to name.
+      ssl_context: None is `client_ssl_context()`.
+
+    Raises:
+      ConnectionLost: as `open_transport`.
+    """
     if not url.is_tls:
         return tcp
     # https_compatible: the WebSocket Close says where the data ends; TLS need not say it again.

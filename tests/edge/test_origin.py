@@ -7,7 +7,8 @@ import trio
 from origins import open_origin
 from trio.testing import MockClock
 
-from relaycore.edge.origin import Origin, OriginPool, parse_origin_url
+from relaycore.edge.origin import Origin, OriginError, OriginPool, parse_origin_url
+from relaycore.edge.target.failure import DialFailed
 from relaycore.errors import ConfigError
 
 
@@ -71,6 +72,29 @@ async def test_the_pool_is_bounded_in_number_and_time(autojump_clock: MockClock)
         await trio.sleep(2)
         assert await pool.take_idle() is None
         await pool.aclose()
+
+
+async def test_how_the_origin_is_reached_may_be_another_s_business():
+    """Its failures keep their status; what it dials is what carries the request."""
+    async with open_origin() as origin:
+
+        async def dial() -> trio.SocketStream:
+            return await trio.open_tcp_stream("127.0.0.1", origin.port)
+
+        pool = OriginPool(parse_origin_url("http://elsewhere.invalid"), None, dial=dial)
+        connection = await pool.open()
+        await connection.send(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n", is_last=True)
+        assert (await connection.receive_head()).status == 200
+        await connection.aclose()
+
+    async def refuse() -> trio.SocketStream:
+        await trio.lowlevel.checkpoint()
+        raise DialFailed(403, "elsewhere.invalid may not be published", "policy")
+
+    pool = OriginPool(parse_origin_url("http://elsewhere.invalid"), None, dial=refuse)
+    with pytest.raises(OriginError, match="may not be published") as caught:
+        await pool.open()
+    assert caught.value.http_status == 403
 
 
 async def test_a_connection_in_mid_answer_is_not_kept():

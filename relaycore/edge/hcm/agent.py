@@ -416,11 +416,11 @@ class Agent:
             access = RelayAccess.of(settings)
             scheme = "http" if access.connection_string.is_emulator else "https"
             forward = ForwardSettings(
-                parse_origin_url(settings.http_url),
+                origin,
                 sender_scheme=scheme,
                 connect_timeout=min(settings.dial.timeout_s, 20.0),
             )
-            forwarder = HttpForwarder(forward, settings.path, access.ssl_context)
+            forwarder = HttpForwarder(forward, settings.path, access.ssl_context, dial=dial_origin)
 
             async def forward_websockets() -> None:
                 await forwarder.run(listener)
@@ -452,6 +452,13 @@ class Agent:
             nonlocal is_answered
             if not is_answered:
                 is_answered = True
+            origin = parse_origin_url(settings.http_url)
+
+            async def dial_origin() -> trio.SocketStream:
+                # A connection serves one sender after the other, so there is nobody to introduce.
+                dialling = replace(self.settings.dial, proxy_protocol=0)
+                return (await dial([Target(origin.host, origin.port)], dialling, policy=self._policy())).stream
+
                 task_status.started()
 
         peer = waiting.incoming.remote_endpoint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -234,3 +235,43 @@ async def test_limits_bound_requests_too(world: World):
             may_answer.set()
             await until(lambda: answers == [200])
             assert (await fetch(world, "/web/again")).status == 200
+class TwoAddresses(trio.abc.HostnameResolver):
+    """Every name leads to 127.0.0.2 and 127.0.0.1, the first one first."""
+
+    async def getaddrinfo(self, host, port, family=0, type=0, proto=0, flags=0):
+        await trio.lowlevel.checkpoint()
+        kind = socket.SOCK_STREAM
+        return [(socket.AF_INET, kind, 6, "", (address, int(port))) for address in ("127.0.0.2", "127.0.0.1")]
+
+    async def getnameinfo(self, sockaddr, flags):
+        raise NotImplementedError
+
+
+@pytest.fixture
+async def two_addresses() -> AsyncIterator[None]:
+    before = trio.socket.set_custom_hostname_resolver(TwoAddresses())
+    yield
+    trio.socket.set_custom_hostname_resolver(before)
+
+
+async def test_of_a_servers_addresses_only_those_are_dialled_that_the_policy_allows(world: World, two_addresses: None):
+    """8.4 [hcm.policy]: what is judged is what is dialled."""
+    await world.relay.create_entity("web", requires_client_authorization=False)
+    async with open_origin() as origin:
+        [forbidden] = await trio.open_tcp_listeners(origin.port, host="127.0.0.2")
+        came: list[trio.SocketStream] = []
+
+        async def note(stream: trio.SocketStream) -> None:
+            came.append(stream)
+            await stream.aclose()
+
+        world.nursery.start_soon(trio.serve_listeners, note, [forbidden])
+        url = f"http://web.test:{origin.port}"
+        entry = world.connection(path="web", profile=Profile.HTTP, http_url=url)
+        async with world.serving(entry, policy=PolicySettings(deny=("127.0.0.2:*",))):
+            answer = await fetch(world, "/web/")
+            assert answer.status == 200, answer.body
+        assert not came
+        assert origin.seen
+
+
