@@ -39,7 +39,7 @@ from ...net.tasks import alone
 from ..access import RelayAccess
 from ..azbridge.datagrams import DATAGRAM_IDLE_TIMEOUT
 from ..azbridge.local import Address, DatagramForward
-from ..config.settings import ConnectSettings, Forward, ListenAt, Profile
+from ..config.settings import ConnectSettings, Forward, ListenAt, Profile, Target
 from ..events import Event, EventLog, EventStream
 from ..spent import Spent
 from .attempt import Opened, explain, open_connection
@@ -422,6 +422,9 @@ class Forwarder:
                     failures = failures + 1 if entry.failed else 0
                     if entry.needs_text and trio.current_time() >= next_look:
                         has_news = await self._read_text(entry)
+                        if entry.has_changed.is_set():
+                            next_look = 0.0
+                            continue
                         next_look = trio.current_time() + _READ_AGAIN_S * self._rng.uniform(0.9, 1.1)
                         if has_news is None and not entry.dialled_port:
                             # Nothing can be opened yet, so look again soon.
@@ -545,27 +548,31 @@ class Forwarder:
         entry.has_settled.set()
 
     async def _read_text(self, entry: _Entry) -> bool | None:
-        """Ask the relay where a forward leads. Returns whether that is news; None: there was no good answer."""
-        from ..hcm.metadata import parse_endpoint_metadata
-
+        """Ask the relay where a forward leads. Returns whether that is news; None: there was no good answer, or the
+        settings have changed meanwhile, which ends the asking: the answer would be about another hybrid connection.
+        """
+        has_changed = entry.has_changed
         before = entry.hosts, entry.port
-        try:
-            with trio.fail_after(_READ_TIMEOUT):
-                found = await entry.access.management().get_entity(entry.forward.path)
-            target = parse_endpoint_metadata(found.user_metadata or "")
-        except (RelayError, OSError, trio.TooSlowError) as error:
+        found: Target | Exception | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_cancel_after, has_changed, nursery.cancel_scope)
+            found = await _find_target(entry.access, entry.forward.path)
+            nursery.cancel_scope.cancel()
+        if found is None or has_changed.is_set():
+            return None
+        if isinstance(found, Exception):
             if not entry.dialled_port or not entry.hosts:
-                why = explain(error, entry.access, entry.forward) if not isinstance(error, ConfigError) else str(error)
+                why = explain(found, entry.access, entry.forward) if not isinstance(found, ConfigError) else str(found)
                 text = f"where it leads is not known: {why}; or name hosts and port in its settings"
                 if not entry.dialled_port:
                     self._fail(entry, "unresolved", text)
                 else:
                     self._log.emit(entry.forward.name, "unresolved", text)
             return None
-        entry.resolve(target.host, target.port)
+        entry.resolve(found.host, found.port)
         if (entry.hosts, entry.port) == before:
             return False
-        self._log.emit(entry.forward.name, "resolved", f"{', '.join(entry.hosts) or target} port {entry.port}")
+        self._log.emit(entry.forward.name, "resolved", f"{', '.join(entry.hosts) or found} port {entry.port}")
         return True
 
     def _fail(self, entry: _Entry, kind: str, text: str) -> None:
@@ -781,6 +788,23 @@ def _plus(entry: _Entry, *sessions: Session) -> tuple[int, int]:
         entry.bytes_in + sum(count.to_sender.payload_bytes for count in counts),
         entry.bytes_out + sum(count.to_listener.payload_bytes for count in counts),
     )
+
+
+async def _find_target(access: RelayAccess, path: str) -> Target | RelayError | OSError | trio.TooSlowError:
+    """Read where a hybrid connection leads, as its own text says, or return why that cannot be known."""
+    from ..hcm.metadata import parse_endpoint_metadata
+
+    try:
+        with trio.fail_after(_READ_TIMEOUT):
+            found = await access.management().get_entity(path)
+        return parse_endpoint_metadata(found.user_metadata or "")
+    except (RelayError, OSError, trio.TooSlowError) as error:
+        return error
+
+
+async def _cancel_after(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()
 
 
 def _status(entry: _Entry) -> ForwardStatus:

@@ -357,7 +357,8 @@ class Agent:
 
     def _note_metadata(self) -> None:
         watch = self._metadata
-        assert watch is not None
+        if watch is None:  # the settings changed while the last answer about the old ones was on its way
+            return
         self._endpoint.note_metadata(watch.target)
         if watch.error and self._endpoint.is_from_metadata and watch.is_new_error:
             kept = f"; {self._endpoint.shown} is kept" if self._endpoint.shown else ""
@@ -414,6 +415,13 @@ class Agent:
         @contextlib.asynccontextmanager
         async def open_http() -> AsyncIterator[Listener]:
             access = RelayAccess.of(settings)
+            origin = parse_origin_url(settings.http_url)
+
+            async def dial_origin() -> trio.SocketStream:
+                # A connection serves one sender after the other, so there is nobody to introduce.
+                dialling = replace(self.settings.dial, proxy_protocol=0)
+                return (await dial([Target(origin.host, origin.port)], dialling, policy=self._policy())).stream
+
             scheme = "http" if access.connection_string.is_emulator else "https"
             forward = ForwardSettings(
                 origin,
@@ -452,13 +460,6 @@ class Agent:
             nonlocal is_answered
             if not is_answered:
                 is_answered = True
-            origin = parse_origin_url(settings.http_url)
-
-            async def dial_origin() -> trio.SocketStream:
-                # A connection serves one sender after the other, so there is nobody to introduce.
-                dialling = replace(self.settings.dial, proxy_protocol=0)
-                return (await dial([Target(origin.host, origin.port)], dialling, policy=self._policy())).stream
-
                 task_status.started()
 
         peer = waiting.incoming.remote_endpoint

@@ -21,6 +21,7 @@ from links import (
 )
 
 import relaycore
+from relaycore.client.management import Entity, ManagementClient
 from relaycore.edge.config.settings import ConnectSettings, Forward, ListenAt, RelaySettings, RetrySettings
 from relaycore.edge.connect.forwarder import Forwarder, open_connect
 from relaycore.edge.connect.status import ForwardState
@@ -390,6 +391,40 @@ async def test_where_nothing_is_configured_the_relays_own_text_counts():
             async with await trio.open_tcp_stream(*address_of(forwarder, "sql")) as program:
                 await program.send_all(b"hello")
                 assert await program.receive_some() == b"hello"
+
+
+@pytest.mark.parametrize("can_be_called_off", [True, False])
+async def test_an_answer_about_old_settings_is_dropped(monkeypatch: pytest.MonkeyPatch, can_be_called_off: bool):
+    """A reload while the relay is being asked: what it says of the old path is none of the new one's business."""
+    original = ManagementClient.get_entity
+    asked, may_answer = trio.Event(), trio.Event()
+
+    async def get_entity(self: ManagementClient, path: str) -> Entity:
+        found = await original(self, path)
+        if path == "old":
+            asked.set()
+            with trio.CancelScope(shield=not can_be_called_off):
+                await may_answer.wait()
+        return found
+
+    async with open_link() as link:
+        for path in ("first", "old", "new"):
+            text = f'[{{"key":"endpoint","value":"{path}.test:27098"}}]'
+            await link.relay.create_entity(path, user_metadata=text)
+        first = link.forward("first", name="sql", hosts=(), port=0)
+        old, new = (changed(link.forward(path), name="sql", hosts=(), port=0) for path in ("old", "new"))
+        async with running(first, listens=False) as forwarder:
+            monkeypatch.setattr(ManagementClient, "get_entity", get_entity)
+            events = forwarder.events()
+            forwarder.reload(ConnectSettings(forwards=(old,)))
+            await asked.wait()
+            forwarder.reload(ConnectSettings(forwards=(new,)))
+            if not can_be_called_off:
+                may_answer.set()
+            assert (await next_event(events, "resolved")).text == "new.test port 27098"
+            [status] = forwarder.status().forwards
+            assert (status.hosts, status.port) == (("new.test",), 27_098)
+            assert "unresolved" not in [event.kind for event in forwarder.recent_events]
 
 
 async def test_stop_lets_connections_end_and_cuts_what_stays():

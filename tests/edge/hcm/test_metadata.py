@@ -7,11 +7,13 @@ import json
 from dataclasses import replace
 
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 from managed import ask, open_world, status, until
 
 from relaycore import ServerBusy
+from relaycore.client.management import Entity, ManagementClient
 from relaycore.edge.config.settings import HcmSettings, Target
 from relaycore.edge.hcm.metadata import parse_endpoint_metadata
 from relaycore.errors import ConfigError
@@ -114,6 +116,36 @@ async def test_another_path_is_not_led_to_the_old_endpoint():
                 async with world.dial("other"):
                     pass
             assert endpoint.connections == 0
+
+
+async def test_an_answer_about_old_settings_is_dropped(monkeypatch: pytest.MonkeyPatch):
+    """A reload while the relay is being asked, whose answer can be held up no more: it counts for nothing, and ends
+    nothing."""
+    original = ManagementClient.get_entity
+    asked, may_answer = trio.Event(), trio.Event()
+
+    async def get_entity(self: ManagementClient, path: str) -> Entity:
+        found = await original(self, path)
+        if path == "orders":
+            asked.set()
+            with trio.CancelScope(shield=True):
+                await may_answer.wait()
+        return found
+
+    monkeypatch.setattr(ManagementClient, "get_entity", get_entity)
+    async with open_world() as world:
+        await world.describe(text("old.test:1"))
+        await world.relay.create_entity("other", user_metadata=text("new.test:2"))
+        connection = world.connection()
+        async with world.serving(connection) as manager:
+            await asked.wait()
+            manager.reload(HcmSettings((replace(connection, path="other"),)))
+            may_answer.set()
+            await until(lambda: status(manager).endpoint)
+            assert status(manager).endpoint == "new.test:2"
+            kinds = [event.kind for event in manager.recent_events()]
+            assert kinds.count("endpoint-changed") == 1
+            assert "failed" not in kinds
 
 
 async def test_the_last_endpoint_known_is_kept():
