@@ -10,6 +10,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
@@ -128,7 +129,7 @@ def runtime_directory(environ: Mapping[str, str]) -> Path:
         directory = Path("/run/relaycore")
     else:
         directory = Path(tempfile.gettempdir(), f"relaycore-{os.geteuid()}")
-    return _make_private(directory)
+    return _make_private(directory, "RUNTIME_DIRECTORY")
 
 
 def state_directory(environ: Mapping[str, str]) -> Path:
@@ -143,21 +144,36 @@ def state_directory(environ: Mapping[str, str]) -> Path:
         directory = _xdg(environ, "XDG_STATE_HOME", ".local", "state") / "relaycore"
     else:
         directory = Path("/var/lib/relaycore")
-    return _make_private(directory)
+    return _make_private(directory, "STATE_DIRECTORY")
 
 
-def _make_private(directory: Path) -> Path:
+def _make_private(directory: Path, variable: str) -> Path:
+    """Make a directory of this user, or take the one that is there. ``variable`` names another one, which is not
+    looked at."""
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with suppress(FileExistsError):  # also a link that leads nowhere
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = os.lstat(directory)
     except OSError as error:
         raise ConfigError(f"cannot be made: {error.strerror}", source=str(directory)) from error
     # /tmp is everybody's: somebody may have been there before us.
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-        raise ConfigError("is not a directory of this user; remove it", source=str(directory))
+    if problem := _why_not_ours(directory, found):
+        text = f"{problem}; remove it, or set {variable} to a directory of this user"
+        raise ConfigError(text, source=str(directory))
     if found.st_mode & 0o077:
         os.chmod(directory, 0o700)
     return directory
+
+
+def _why_not_ours(directory: Path, found: os.stat_result) -> str:
+    if stat.S_ISLNK(found.st_mode):
+        leads_to = os.readlink(directory)
+        return f"is a symbolic link (to {leads_to}), which is not followed: another user could have laid it"
+    if not stat.S_ISDIR(found.st_mode):
+        return "is a file where a directory is wanted"
+    if found.st_uid != os.geteuid():
+        return f"is a directory of user {found.st_uid}, and this program runs as user {os.geteuid()}"
+    return ""
 
 
 def hcm_socket(environ: Mapping[str, str]) -> Path:

@@ -62,7 +62,11 @@ def listening_unix(path: Path, mode: int = 0o600) -> Iterator[socket.socket]:
 
 
 def _prepare_directory(directory: Path) -> None:
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except FileExistsError:
+        what = "a symbolic link that leads to no directory" if directory.is_symlink() else "no directory"
+        raise ConfigError(f"is {what}; remove it, or choose another place", source=str(directory)) from None
     mode = directory.stat().st_mode
     if mode & 0o022 and not mode & stat.S_ISVTX:
         raise ConfigError(
@@ -76,7 +80,13 @@ def _prepare_directory(directory: Path) -> None:
 def _lock(path: Path) -> Iterator[None]:
     """Hold the lock beside the socket. The file stays: removing it would let two programs lock two files."""
     lock = path.with_name(path.name + ".lock")
-    fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        text = "is a symbolic link, and somebody else's file may be behind it; remove it"
+        raise ConfigError(text, source=str(lock)) from None
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

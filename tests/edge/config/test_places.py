@@ -122,15 +122,33 @@ def test_a_trap_among_everybody_s_is_refused(as_user, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / f"relaycore-{os.geteuid()}").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(ConfigError, match="not a directory of this user"):
+    with pytest.raises(ConfigError) as caught:
         runtime_directory({})
+    trap = tmp_path / f"relaycore-{os.geteuid()}"
+    assert str(caught.value) == (
+        f"{trap}: is a symbolic link (to {tmp_path / 'elsewhere'}), which is not followed: another user could have laid"
+        " it; remove it, or set RUNTIME_DIRECTORY to a directory of this user"
+    )
+    assert runtime_directory({"RUNTIME_DIRECTORY": str(trap)}) == trap
+
+
+def test_what_stands_in_the_way_of_the_state_is_named(as_user, tmp_path):
+    environ = {"XDG_STATE_HOME": str(tmp_path)}
+    place = tmp_path / "relaycore"
+    place.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match=r"relaycore: is a symbolic link \(to .*nowhere\).*set STATE_DIRECTORY to"):
+        state_directory(environ)
+    place.unlink()
+    place.touch()
+    with pytest.raises(ConfigError, match=r"relaycore: is a file where a directory is wanted; remove it"):
+        state_directory(environ)
 
 
 def test_a_directory_of_somebody_else_is_refused(as_user, tmp_path, monkeypatch):
     (tmp_path / "relaycore").mkdir()
     real = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: real + 1)
-    with pytest.raises(ConfigError, match="not a directory of this user"):
+    with pytest.raises(ConfigError, match=f"is a directory of user {real}, and this program runs as user {real + 1}"):
         runtime_directory({"XDG_RUNTIME_DIR": str(tmp_path)})
 
 
@@ -142,7 +160,7 @@ def test_a_place_where_none_can_be_made_is_named(tmp_path):
 
 def test_root_s_own_places(as_root, monkeypatch):
     made = []
-    monkeypatch.setattr(places, "_make_private", lambda directory: made.append(directory) or directory)
+    monkeypatch.setattr(places, "_make_private", lambda directory, _: made.append(directory) or directory)
     assert runtime_directory({}) == Path("/run/relaycore")
     assert state_directory({"HOME": "/root"}) == Path("/var/lib/relaycore")
     assert made == [Path("/run/relaycore"), Path("/var/lib/relaycore")]

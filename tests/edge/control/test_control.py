@@ -381,6 +381,17 @@ async def test_a_program_whose_socket_was_removed_still_has_its_lock(path):
             await serve_control(path, {})
 
 
+async def test_a_link_in_the_way_is_named(path):
+    path.parent.symlink_to(path.parent.with_name("nowhere"))
+    with pytest.raises(ConfigError, match="run: is a symbolic link that leads to no directory; remove it"):
+        await serve_control(path, {})
+    path.parent.unlink()
+    path.parent.mkdir(mode=0o700)
+    path.with_name("hcm.sock.lock").symlink_to("/dev/null")
+    with pytest.raises(ConfigError, match=r"hcm\.sock\.lock: is a symbolic link.*; remove it"):
+        await serve_control(path, {})
+
+
 async def test_what_is_no_socket_is_left_alone(path):
     path.parent.mkdir()
     path.write_text("mine")
