@@ -37,7 +37,7 @@ test: $(BIN)/.dev $(BIN)/.native
 check: $(BIN)/.dev $(BIN)/.native
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	git ls-files -z 'relaycore/*.py' | xargs -0 -P 2 -n 40 $(BIN)/flake8-async --startable-in-context-manager=serve,_keep_pages,_keep_webhook,serve_proxy_port,serve_dns,serve_control,serve_pages,serve_http,serve_asgi,run,_accept,_heed_signals
+	git ls-files -z 'relaycore/*.py' | xargs -0 -P 2 -n 40 $(BIN)/flake8-async --startable-in-context-manager=serve,_keep_pages,post_events,serve_proxy_port,serve_dns,serve_control,serve_pages,serve_http,serve_asgi,run,_accept,_heed_signals
 	git ls-files -z 'tests/*.py' 'bench/*.py' 'examples/*.py' | xargs -0 -P 2 -n 40 $(BIN)/flake8-async --disable=ASYNC110,ASYNC124,ASYNC900,ASYNC910,ASYNC911,ASYNC912,ASYNC913
 	$(BIN)/mypy
 	RELAYCORE_WERROR=1 $(BIN)/python setup.py -q build_ext --build-lib build/check --build-temp build/check/temp --force

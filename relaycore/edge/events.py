@@ -16,14 +16,14 @@ __all__ = ["CONNECT_KINDS", "EVENTS_KEPT", "HCM_KINDS", "Event", "EventLog", "Ev
 HCM_KINDS: Final = (
     "connected", "disconnected", "retrying", "unauthorized", "not-found", "withdrawn", "returned", "endpoint-up",
     "endpoint-degraded", "endpoint-down", "endpoint-changed", "metadata-failed", "refused", "left", "lost", "added",
-    "changed", "removed", "paused", "resumed", "restarted", "draining", "drained", "stopping", "reload-failed",
-    "failed",
+    "changed", "removed", "paused", "resumed", "restarted", "draining", "drained", "stopping", "stopped",
+    "reload-failed", "failed",
 )  # fmt: skip
 """Kinds of a connection manager's events."""
 
 CONNECT_KINDS: Final = (
     "listening", "not-listening", "resolved", "unresolved", "retry", "refused", "proxy-refused", "lost", "left",
-    "added", "changed", "removed", "reload-failed", "state", "stopping",
+    "added", "changed", "removed", "reload-failed", "state", "stopping", "stopped",
 )  # fmt: skip
 """Kinds of a forwarder's events."""
 

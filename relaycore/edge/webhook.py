@@ -1,7 +1,8 @@
 """Events for whoever cannot keep a stream open: each is posted to a URL as one JSON object.
 
-The program never waits for it: events go into a bounded queue, whose oldest one makes room when it is full. One event
-is under way at a time, so that they arrive in order; what cannot be delivered in a few attempts is given up.
+The program does not wait for it: events go into a bounded queue, whose oldest one makes room when it is full. One event
+is under way at a time, so that they arrive in order; what cannot be delivered in a few attempts is given up. Only an
+orderly end waits, and that not for long: the last events say how the program ended.
 
 Source: connection manager 6 (relay 86), 9.
 """
@@ -12,6 +13,7 @@ import logging
 import random
 import socket
 from collections import Counter, deque
+from collections.abc import Callable
 from typing import Final, Literal
 
 import msgspec
@@ -25,10 +27,14 @@ from ..wire.http1 import ResponseHead, ResponseReader, build_request
 from .config.settings import WebhookSettings
 from .events import Event, EventStream
 
-__all__ = ["QUEUE", "Webhook"]
+__all__ = ["FLUSH_S", "QUEUE", "Webhook", "Webhooks"]
 
 QUEUE: Final = 256
 """Events that wait; beyond, the oldest is dropped."""
+
+FLUSH_S: Final = 3.0
+"""Seconds that are left for what waits when the events end; a service manager, who waits too, should not grow
+impatient. Each event has one attempt then."""
 
 _PAUSES_S: Final = (1.0, 5.0, 15.0, 60.0)
 """Seconds between attempts, give or take a fifth; then the event is given up."""
@@ -55,7 +61,7 @@ class Webhook:
     Args:
       settings: with a URL.
       program: ``hcm`` or ``connect``, as the posts say.
-      counts: gets ``sent``, ``dropped`` (the queue was full) and ``failed`` (given up).
+      counts: gets ``sent``, ``dropped`` (the queue was full, or the events ended) and ``failed`` (given up).
 
     Attributes:
       shown: the URL's scheme, host and port; what stands behind that may be a secret.
@@ -78,6 +84,7 @@ class Webhook:
         self._rng = rng or random.Random()
         self._waiting: deque[Event] = deque()
         self._lot = trio.lowlevel.ParkingLot()
+        self._has_ended = trio.Event()
         self._is_failing = False
 
     @property
@@ -86,7 +93,8 @@ class Webhook:
         return len(self._waiting)
 
     async def run(self, events: EventStream, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Post the events of a stream until it ends, or until cancelled; what waits then is lost. Raises nothing else.
+        """Post the events of a stream until it ends, and then what waits, for `FLUSH_S` at most. Cancelled, what waits
+        is lost. Raises nothing else.
 
         Args:
           events: is closed at the end.
@@ -98,7 +106,12 @@ class Webhook:
                 async for event in events:
                     if not self._settings.events or event.kind in self._settings.events:
                         self._put(event)
-                nursery.cancel_scope.cancel()
+                self._has_ended.set()
+                self._lot.unpark()
+                nursery.cancel_scope.deadline = trio.current_time() + FLUSH_S
+            if self._waiting:
+                self._counts["dropped"] += len(self._waiting)
+                _log.warning("the webhook %s got no more: the last %d events are lost", self.shown, len(self._waiting))
         finally:
             events.close()
 
@@ -110,15 +123,19 @@ class Webhook:
         self._lot.unpark()
 
     async def _post_all(self) -> None:
-        while True:
-            while not self._waiting:
+        while self._waiting or not self._has_ended.is_set():
+            if not self._waiting:
                 await self._lot.park()
+                continue
             event = self._waiting.popleft()
+            is_sent = False
             try:
                 is_sent = await self._post(event)
+            except trio.Cancelled:
+                self._waiting.appendleft(event)
+                raise
             except Exception as error:  # our bug: it costs this event, and not the program
                 _log.error("! an event could not be posted", exc_info=error)
-                is_sent = False
             self._counts["sent" if is_sent else "failed"] += 1
 
     async def _post(self, event: Event) -> bool:
@@ -127,15 +144,18 @@ class Webhook:
             {"program": self._program, "host": socket.gethostname(), **msgspec.structs.asdict(event)}
         )
         for pause in (*_PAUSES_S, None):
+            is_last = pause is None or self._has_ended.is_set()
             try:
                 await self._try(body)
             except _Failed as failure:
                 if not self._is_failing:
                     self._is_failing = True
                     _log.warning("the webhook %s does not take events: %s", self.shown, failure)
-                if failure.is_final or pause is None:
+                if failure.is_final or is_last:
                     return False
-                await trio.sleep(pause * self._rng.uniform(0.8, 1.2))
+                assert pause is not None
+                with trio.move_on_after(pause * self._rng.uniform(0.8, 1.2)):
+                    await self._has_ended.wait()
             else:
                 if self._is_failing:
                     self._is_failing = False
@@ -190,3 +210,75 @@ class Webhook:
                 reader.receive_data(data)
         finally:
             await cut(stream)  # noqa: ASYNC102 - shields itself
+
+
+class Webhooks:
+    """The webhook that a program's settings name at the time, if they name one; see `run`.
+
+    Args:
+      program, counts: as of `Webhook`.
+      subscribe: begins a stream of the program's events.
+
+    Attributes:
+      shown: of the webhook that is posted to now; ``""`` if there is none.
+    """
+
+    def __init__(
+        self, program: Literal["hcm", "connect"], subscribe: Callable[[], EventStream], counts: Counter[str]
+    ) -> None:
+        self.shown = ""
+        self._program = program
+        self._subscribe = subscribe
+        self._counts = counts
+        self._settings = WebhookSettings()
+        self._nursery: trio.Nursery | None = None
+        self._events: EventStream | None = None
+        self._has_ended = trio.Event()
+
+    async def run(
+        self, settings: WebhookSettings, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Post until the program's events have ended and the last ones are posted, or given up. Started once no event
+        is missed."""
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                self._begin(settings)
+                task_status.started()
+        finally:
+            self._nursery = None
+            self._has_ended.set()
+
+    def change(self, settings: WebhookSettings) -> bool:
+        """Post further events as other settings say; what waits still goes where the old ones said. Not a checkpoint.
+
+        Returns: whether they are others.
+        """
+        if self._nursery is None or settings == self._settings:
+            return False
+        assert self._events is not None
+        self._events.close()
+        self._begin(settings)
+        return True
+
+    async def wait_ended(self) -> None:
+        """Wait until `run` has ended. A checkpoint."""
+        await self._has_ended.wait()
+
+    def _begin(self, settings: WebhookSettings) -> None:
+        assert self._nursery is not None
+        self._settings = settings
+        self._events = self._subscribe()
+        if settings.url:
+            webhook = Webhook(settings, self._program, self._counts)
+            self.shown = webhook.shown
+            self._nursery.start_soon(webhook.run, self._events)
+        else:
+            self.shown = ""
+            self._nursery.start_soon(_pass_over, self._events)
+
+
+async def _pass_over(events: EventStream) -> None:
+    """Wait for their end."""
+    async for _ in events:
+        pass

@@ -11,6 +11,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -263,6 +264,41 @@ async def test_settings_are_read_again_when_told_and_when_their_file_changes(tmp
             await program.wait_err("1 of 1 forwards are listening")
             bench.write(bench.forward("more") + bench.forward("third"))
             await program.wait_err("third: on 127.77.")
+
+
+async def test_at_the_end_settings_are_left_alone_and_the_last_events_are_posted(tmp_path):
+    got: list[str] = []
+
+    async def take(stream: trio.SocketStream) -> None:
+        kept = b""
+        while b"}" not in kept and (piece := await stream.receive_some()):
+            kept += piece
+        got.append(json.loads(kept.partition(b"\r\n\r\n")[2])["kind"])
+        await stream.send_all(b"HTTP/1.1 204 No Content\r\n\r\n")
+
+    async with open_bench(tmp_path) as bench, trio.open_nursery() as nursery:
+        await bench.publish(echo)
+        (listener,) = await nursery.start(partial(trio.serve_tcp, take, 0, host="127.0.0.1"))
+        url = f"http://127.0.0.1:{listener.socket.getsockname()[1]}"
+        kinds = ["stopping", "stopped"]
+        bench.write(extra=f'[connect.webhook]\nurl = "{url}"\nevents = {kinds}\n')
+        async with run_program("connect", "run", "--drain", "60", "--config", str(bench.config)) as program:
+            listening = await program.wait_err("1 of 1 forward is listening")
+            host, _, port = listening.partition("orders: on ")[2].split()[0].rpartition(":")
+            async with await trio.open_tcp_stream(host, int(port)) as stream:
+                await stream.send_all(b"x")
+                assert await stream.receive_some() == b"x"
+                program.signal(signal.SIGTERM)
+                await program.wait_err("taking no more connections")
+                program.signal(signal.SIGHUP)
+                code, _, err = await connect(bench, "reload")
+                assert code == 1
+                assert "is stopping" in err
+                await stream.send_all(b"y")
+                assert await stream.receive_some() == b"y"
+            assert await program.exit_code() == 0
+        assert got == kinds
+        nursery.cancel_scope.cancel()
 
 
 async def test_add_and_remove_tell_the_running_forwarder(tmp_path):

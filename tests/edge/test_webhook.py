@@ -25,7 +25,7 @@ from relaycore.edge.config.load import load, show
 from relaycore.edge.config.secret import Secret
 from relaycore.edge.config.settings import WebhookHeader, WebhookSettings
 from relaycore.edge.events import CONNECT_KINDS, HCM_KINDS, EventLog
-from relaycore.edge.webhook import QUEUE, Webhook
+from relaycore.edge.webhook import QUEUE, Webhook, Webhooks
 from relaycore.errors import ConfigError
 
 SECRET = "Bearer never-to-be-seen"
@@ -44,11 +44,10 @@ def settings(server: OriginServer, **options) -> WebhookSettings:
 @asynccontextmanager
 async def posting(found: WebhookSettings) -> AsyncIterator[tuple[EventLog, Counter[str]]]:
     log, counts = EventLog(now_unix=lambda: 12.5), Counter[str]()
-    with trio.fail_after(20):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(Webhook(found, "hcm", counts).run, log.subscribe())
-            yield log, counts
-            nursery.cancel_scope.cancel()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Webhook(found, "hcm", counts).run, log.subscribe())
+        yield log, counts
+        nursery.cancel_scope.cancel()
 
 
 async def until(counts: Counter[str], **wanted: int) -> None:
@@ -184,6 +183,117 @@ async def test_a_header_that_cannot_be_sent_is_not_shown(caplog: pytest.LogCaptu
         await until(counts, failed=1)
         assert not server.seen
     assert "never-to-be-seen" not in caplog.text
+
+
+# The end -------------------------------------------------------------------------------------------------------------
+
+
+def said(caplog: pytest.LogCaptureFixture, text: str) -> list[str]:
+    return [record.getMessage() for record in caplog.records if text in record.getMessage()]
+
+
+async def silent(visitor: Visitor, seen: Seen) -> None:
+    """Takes a request and never answers."""
+    await visitor.read_body(seen)
+    await visitor.wait_gone()
+
+
+async def test_what_waits_at_the_end_is_posted(caplog: pytest.LogCaptureFixture):
+    log, counts = EventLog(), Counter[str]()
+    async with open_origin() as server:
+        stream = log.subscribe()
+        for kind in ("stopping", "drained", "stopped"):
+            log.emit("", kind, "x")
+        log.close()
+        await Webhook(settings(server), "hcm", counts).run(stream)
+        assert kinds(server) == ["stopping", "drained", "stopped"]
+    assert counts == {"sent": 3}
+    assert not said(caplog, "lost")
+
+
+async def test_a_webhook_that_had_nothing_to_do_ends_at_once(autojump_clock: trio.testing.MockClock):
+    log, counts = EventLog(), Counter[str]()
+    started_at = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(Webhook(WebhookSettings("http://127.0.0.1:9/"), "hcm", counts).run, log.subscribe())
+        await trio.testing.wait_all_tasks_blocked()
+        log.close()
+    assert trio.current_time() == started_at
+    assert not counts
+
+
+async def test_the_end_does_not_wait_long(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    """The event that is under way is among those that are lost."""
+    monkeypatch.setattr(webhook_module, "FLUSH_S", 0.2)
+    log, counts = EventLog(), Counter[str]()
+    async with open_origin(silent) as server, trio.open_nursery() as nursery:
+        nursery.start_soon(Webhook(settings(server, timeout_s=60.0), "hcm", counts).run, log.subscribe())
+        log.emit("", "stopping", "x")
+        while not server.seen:
+            await trio.sleep(0.005)
+        log.emit("", "drained", "x")
+        log.emit("", "stopped", "x")
+        log.close()
+    assert counts == {"dropped": 3}
+    [text] = said(caplog, "lost")
+    assert "the last 3 events are lost" in text
+    assert "path-secret" not in text
+
+
+async def test_at_the_end_nobody_is_waited_for_who_has_refused(monkeypatch: pytest.MonkeyPatch):
+    """An event in a pause between two attempts gets its last one at once; those behind it have one each."""
+    monkeypatch.setattr(webhook_module, "_PAUSES_S", (3600.0,))
+
+    async def answer(visitor: Visitor, seen: Seen) -> bytes:
+        await visitor.read_body(seen)
+        return b"HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n"
+
+    log, counts = EventLog(), Counter[str]()
+    async with open_origin(answer) as server, trio.open_nursery() as nursery:
+        nursery.start_soon(Webhook(settings(server), "hcm", counts).run, log.subscribe())
+        log.emit("", "lost", "x")
+        while not server.seen:
+            await trio.sleep(0.005)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        log.emit("", "stopped", "x")
+        log.close()
+    assert counts == {"failed": 2}
+    assert kinds(server) == ["lost", "lost", "stopped"]
+
+
+async def test_another_webhook_takes_over_and_what_waits_goes_to_the_one_before():
+    may_answer = trio.Event()
+
+    async def answer(visitor: Visitor, seen: Seen) -> bytes:
+        await visitor.read_body(seen)
+        await may_answer.wait()
+        return OK
+
+    log, counts = EventLog(), Counter[str]()
+    async with open_origin(answer) as first, open_origin() as second, trio.open_nursery() as nursery:
+        webhooks = Webhooks("hcm", log.subscribe, counts)
+        await nursery.start(webhooks.run, WebhookSettings())
+        assert webhooks.shown == ""
+        log.emit("", "added", "nobody is told")
+        assert webhooks.change(settings(first))
+        assert not webhooks.change(settings(first))
+        assert webhooks.shown == first.url
+        log.emit("", "paused", "x")
+        log.emit("", "resumed", "x")
+        while not first.seen:
+            await trio.sleep(0.005)
+        assert webhooks.change(settings(second))
+        log.emit("", "lost", "x")
+        await until(counts, sent=1)
+        assert kinds(second) == ["lost"]
+        may_answer.set()
+        await until(counts, sent=3)
+        log.emit("", "stopped", "x")
+        log.close()
+        await webhooks.wait_ended()
+        assert not webhooks.change(WebhookSettings())
+    assert kinds(first) == ["paused", "resumed"]
+    assert kinds(second) == ["lost", "stopped"]
 
 
 # Settings ------------------------------------------------------------------------------------------------------------

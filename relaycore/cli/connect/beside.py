@@ -1,5 +1,5 @@
-"""What stands beside the forwards in the running program: the proxy port, the name server, the pages. Each is opened by
-its part of the settings, and anew when a reload has changed that part."""
+"""What stands beside the forwards in the running program: the proxy port, the name server, the pages, the webhook. Each
+is opened by its part of the settings, and anew when a reload has changed that part."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import trio
 
@@ -17,12 +17,14 @@ from ...edge.config.settings import (
     DnsSettings,
     MetricsSettings,
     ProxyPortSettings,
-    WebhookSettings,
 )
 from ...edge.connect.forwarder import Forwarder
 from ...edge.connect.status import ForwarderStatus, ForwardState
 from ...errors import RelayError
 from ...net.tasks import alone
+
+if TYPE_CHECKING:
+    from ...edge.webhook import Webhooks
 
 __all__ = ["Beside", "Counts", "Kept", "summary"]
 
@@ -109,17 +111,40 @@ class Beside:
         self._forwarder = forwarder
         self._settings = settings
         self._counts = counts
+        self._say = say
+        self._webhooks: Webhooks | None = None
         self.kept = (
             Kept("proxy port", self._proxy, self._open_proxy_port, say),
             Kept("names", self._dns, self._open_dns, say),
             Kept("metrics and health", self._metrics, self._open_pages, say),
-            Kept("webhook", self._webhook, self._open_webhook, say),
         )
 
     def look_again(self) -> None:
         """The settings may be others now. Not a checkpoint."""
         for one in self.kept:
             one.look_again()
+        if self._webhooks is not None and self._webhooks.change(self._settings().webhook):
+            self._say_webhook(self._webhooks)
+
+    async def post_events(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Post events where the settings want them, until the forwarder has ended and the last ones are posted."""
+        from ...edge.webhook import Webhooks
+
+        self._webhooks = webhooks = Webhooks("connect", self._forwarder.events, self._counts.webhook)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(webhooks.run, self._settings().webhook)
+            self._say_webhook(webhooks)
+            task_status.started()
+
+    def _say_webhook(self, webhooks: Webhooks) -> None:
+        if webhooks.shown:
+            self._say(f"webhook: on {webhooks.shown}")
+
+    async def wait_posted(self) -> None:
+        """Wait until `post_events` has ended, if it ever began. A checkpoint."""
+        await trio.lowlevel.checkpoint()
+        if self._webhooks is not None:
+            await self._webhooks.wait_ended()
 
     def _proxy(self) -> ProxyPortSettings | None:
         found = self._settings().proxy
@@ -132,21 +157,6 @@ class Beside:
     def _metrics(self) -> MetricsSettings | None:
         found = self._settings().metrics
         return found if found.listen is not None else None
-
-    def _webhook(self) -> WebhookSettings | None:
-        found = self._settings().webhook
-        return found if found.url else None
-
-    @asynccontextmanager
-    async def _open_webhook(self, settings: WebhookSettings) -> AsyncIterator[str]:
-        from ...edge.webhook import Webhook
-
-        webhook = Webhook(settings, "connect", self._counts.webhook)
-        with alone():
-            async with trio.open_nursery() as nursery:
-                await nursery.start(webhook.run, self._forwarder.events())
-                yield webhook.shown
-                nursery.cancel_scope.cancel()
 
     def _offered(self) -> list[str]:
         return [f"{found.host}:{found.port}" for found in self._forwarder.redirections()]

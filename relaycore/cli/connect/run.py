@@ -24,7 +24,7 @@ from ...edge.config.settings import ConnectSettings
 from ...edge.connect.forwarder import Forwarder
 from ...edge.connect.status import ForwardState, Plan
 from ...edge.control.notify import Notifier
-from ...edge.control.protocol import Arguments, Call, Emit
+from ...edge.control.protocol import Arguments, Call, ControlError, Emit
 from ...edge.control.server import serve_control
 from ...errors import ConfigError
 from ...net.tasks import alone
@@ -105,6 +105,7 @@ class Program:
         self._forwarder = Forwarder(state_file=state_file())
         self._stopping_since: float | None = None
         self._scope = trio.CancelScope()
+        self._has_reported_all = trio.Event()
         self._counts = Counts()
         self._beside = Beside(self._forwarder, lambda: self._settings, self._counts, say)
         self.is_hasty = False
@@ -126,6 +127,7 @@ class Program:
                 path = self._settings.control.socket or connect_socket(os.environ)
                 await nursery.start(partial(serve_control, path, self._calls(nursery), exit_code_for=exit_code_for))
                 nursery.start_soon(self._report, events)
+                await nursery.start(self._beside.post_events)
                 await nursery.start(self._forwarder.run, self._settings)
                 self._check_start()
                 for kept in self._beside.kept:
@@ -147,6 +149,7 @@ class Program:
     async def _report(self, events: AsyncIterator[Any]) -> None:
         async for event in events:
             self._say(f"{event.name}: {event.text}" if event.name else event.text)
+        self._has_reported_all.set()
 
     # Ending and reloading --------------------------------------------------------------------------------------------
 
@@ -172,7 +175,10 @@ class Program:
             self._scope.cancel()
 
     async def _stop(self) -> None:
-        await self._forwarder.stop(self._drain_s)
+        if self._forwarder.is_running:
+            await self._forwarder.stop(self._drain_s)
+            await self._has_reported_all.wait()
+            await self._beside.wait_posted()
         self._scope.cancel()
 
     def _reload(self) -> Plan:
@@ -180,7 +186,10 @@ class Program:
 
         Raises:
           ConfigError: they cannot work; the old ones stay in force.
+          ControlError: too late, it is stopping.
         """
+        if self._stopping_since is not None:
+            raise ControlError("the program is stopping; it reads no settings any more")
         self._notifier.reloading()
         try:
             try:
@@ -202,8 +211,8 @@ class Program:
     def _reload_if_possible(self) -> None:
         try:
             plan = self._reload()
-        except ConfigError:
-            return  # it is an event
+        except (ConfigError, ControlError):
+            return  # it is an event, or of no use any more
         for line in plan.lines() or ["settings read again; nothing has changed"]:
             self._say(line)
 

@@ -10,7 +10,7 @@ not tell of changes on network file systems, nor of a mounted file that Kubernet
          ├─ Manager                 when it has ended, everything has
          ├─ pages                   metrics and health, begun anew when their address changes
          ├─ _watch_files ─▶ reload
-         └─ events ─▶ log, counters, one line for the service manager
+         └─ events ─▶ log, webhook, one line for the service manager
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from ...edge.events import EventStream
 from ...edge.hcm.manager import Manager
 from ...edge.hcm.plan import Plan
 from ...edge.hcm.status import Shown
-from ...edge.webhook import Webhook
+from ...edge.webhook import Webhooks
 from ...errors import ConfigError, RelayError
 from ...net.tasks import alone
 from ...trace import configure_logging
@@ -155,7 +155,8 @@ class Daemon:
         self._tallies = Tallies()
         self._is_stopping = False
         self._pages_scope = trio.CancelScope()
-        self._webhook_scope = trio.CancelScope()
+        self._webhooks = Webhooks("hcm", self.manager.events, self._tallies.webhook)
+        self._has_noted_all = trio.Event()
         self._addresses: list[str] = []  # of the pages
 
     @property
@@ -180,7 +181,7 @@ class Daemon:
                     partial(serve_control, path, make_calls(self), exit_code_for=exit_code_for)
                 )  # first: it says so when another manager runs already
                 nursery.start_soon(self._note_events, self.manager.events())  # from the very first on
-                await nursery.start(self._keep_webhook)
+                await nursery.start(self._webhooks.run, hcm.webhook)
                 await nursery.start(self.manager.run, hcm)
                 await nursery.start(self._keep_pages)
                 nursery.start_soon(self._watch_files)
@@ -208,6 +209,8 @@ class Daemon:
 
     async def _end_with_manager(self, everything: trio.CancelScope) -> None:
         await self.manager.wait_stopped()
+        await self._has_noted_all.wait()
+        await self._webhooks.wait_ended()
         everything.cancel()
 
     # Settings --------------------------------------------------------------------------------------------------------
@@ -241,8 +244,7 @@ class Daemon:
             self._loaded = loaded
             if "metrics" in plan.general:
                 self._pages_scope.cancel()
-            if "webhook" in plan.general:
-                self._webhook_scope.cancel()
+            self._webhooks.change(loaded.settings.hcm.webhook)
             if "control" in plan.general:
                 _log.warning("the control socket stays where it is until the next start")
             for line in plan.lines():
@@ -272,21 +274,7 @@ class Daemon:
             _log.log(_LEVELS.get(event.kind, logging.INFO), "%s%s: %s", name, event.kind, event.text)
             if self._notifier.is_heard and not self._is_stopping:
                 self._notifier.status(self._summary())
-
-    async def _keep_webhook(self, task_status: trio.TaskStatus[None]) -> None:
-        """Post events where the settings want them."""
-        has_begun = False
-        while True:
-            with trio.CancelScope() as self._webhook_scope:
-                settings, events = self._loaded.settings.hcm.webhook, self.manager.events()
-                if not has_begun:
-                    has_begun = True
-                    task_status.started()
-                if settings.url:
-                    await Webhook(settings, "hcm", self._tallies.webhook).run(events)
-                else:
-                    events.close()
-                await trio.sleep_forever()
+        self._has_noted_all.set()
 
     def _summary(self) -> str:
         words = [word for _, word in self.manager.shown()]

@@ -221,12 +221,17 @@ class Forwarder:
                             await entry.has_settled.wait()
                     self._inherited.close()
                     task_status.started()
-                    await trio.sleep_forever()
+                    await self._stay()
+            self._log.emit("", "stopped", "no connection is open any more")
         finally:
             self._tending = self._sessions = None
             self._inherited.close()
             self._log.close()
             self._has_stopped.set()
+
+    async def _stay(self) -> None:
+        """Keep the nurseries open while there are no forwards."""
+        await trio.sleep_forever()
 
     async def stop(self, drain_timeout: float) -> None:
         """Take no more connections, give those that are open some time to end, then cut them. `run` returns.
@@ -324,6 +329,11 @@ class Forwarder:
             self._ending.append(entry)
 
     # What others ask -------------------------------------------------------------------------------------------------
+
+    @property
+    def is_running(self) -> bool:
+        """Whether `run` has begun, and not ended."""
+        return self._tending is not None
 
     @property
     def settings(self) -> ConnectSettings:

@@ -4,7 +4,7 @@ A sender cannot see who listens at the relay, so a forward's state says only wha
 programs find it, and how the last attempt to connect went.
 
 Kinds of its events: ``listening``, ``not-listening``, ``resolved``, ``unresolved``, ``retry``, ``refused``, ``lost``,
-``left``, ``added``, ``changed``, ``removed``, ``reload-failed``, ``state`` and ``stopping``.
+``left``, ``added``, ``changed``, ``removed``, ``reload-failed``, ``state``, ``stopping`` and ``stopped``.
 """
 
 from __future__ import annotations

@@ -91,6 +91,7 @@ class Manager:
                 nursery.start_soon(self._stay)
                 self.reload(settings)
                 task_status.started(self)
+            self._log.emit("", "stopped", "the relay is left, and no connection is open any more")
         finally:
             self._nursery = None
             self._log.close()
@@ -293,7 +294,7 @@ class Manager:
         ``withdrawn``, ``returned``; of the endpoint leg ``endpoint-up``, ``endpoint-degraded``, ``endpoint-down``,
         ``endpoint-changed``, ``metadata-failed``; of senders ``refused``, ``left``, ``lost``; of commands ``added``,
         ``changed``, ``removed``, ``paused``, ``resumed``, ``restarted``, ``draining``, ``drained``; and ``stopping``,
-        ``reload-failed``, ``failed``.
+        ``stopped``, ``reload-failed``, ``failed``.
         """
         return self._log.subscribe()
 

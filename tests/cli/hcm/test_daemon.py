@@ -201,6 +201,49 @@ async def test_events_are_posted_and_the_webhook_may_move(world_of):
         nursery.cancel_scope.cancel()
 
 
+async def test_the_last_events_are_posted_before_it_ends(world_of):
+    """connection manager 6 (relay 86): the end of a program is what one wants to hear of."""
+    got: list[str] = []
+
+    async def take(stream: trio.SocketStream) -> None:
+        kept = b""
+        while b"}" not in kept and (piece := await stream.receive_some()):
+            kept += piece
+        await trio.sleep(0.1)
+        got.append(json.loads(kept.partition(b"\r\n\r\n")[2])["kind"])
+        await stream.send_all(b"HTTP/1.1 204 No Content\r\n\r\n")
+
+    async with world_of("orders") as world, trio.open_nursery() as nursery:
+        (listener,) = await nursery.start(partial(trio.serve_tcp, take, 0, host="127.0.0.1"))
+        url = f"http://127.0.0.1:{listener.socket.getsockname()[1]}"
+        kinds = ["stopping", "drained", "stopped"]
+        world.write(world.entry("orders"), f'[hcm.webhook]\nurl = "{url}"\nevents = {kinds}')
+        async with world.daemon() as daemon:
+            await world.settled("orders", status="Connected")
+            daemon.signal(signal.SIGTERM)
+            assert await daemon.exit_code() == 0
+            assert b"stopped: the relay is left" in daemon.err
+        assert got == kinds
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_webhook_that_is_silent_does_not_keep_it(world_of):
+    async def hear(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        await trio.sleep_forever()
+
+    async with world_of("orders") as world, trio.open_nursery() as nursery:
+        (listener,) = await nursery.start(partial(trio.serve_tcp, hear, 0, host="127.0.0.1"))
+        url = f"http://127.0.0.1:{listener.socket.getsockname()[1]}"
+        world.write(world.entry("orders"), f'[hcm.webhook]\nurl = "{url}"\ntimeout = "60s"')
+        async with world.daemon() as daemon:
+            await world.settled("orders", status="Connected")
+            daemon.signal(signal.SIGTERM)
+            assert await daemon.exit_code() == 0
+            assert b"events are lost" in daemon.err
+        nursery.cancel_scope.cancel()
+
+
 async def test_the_service_manager_is_told(world_of):
     async with world_of("orders") as world:
         world.write(world.entry("orders"))

@@ -450,8 +450,7 @@ async def test_stop_lets_connections_end_and_cuts_what_stays():
                 await programs[1].receive_some()
             for program in programs:
                 await program.aclose()
-        async for _ in events:
-            pass
+        assert [event.kind async for event in events][-1] == "stopped"
 
 
 async def test_embedded_a_forward_is_dialled_by_name():
