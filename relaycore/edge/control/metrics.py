@@ -15,10 +15,10 @@ import msgspec
 
 from ...errors import ConfigError
 from ..hcm.status import ConnectionStatus, ManagerStatus, RelayLeg
-from ..spent import Spent
+from ..spent import BOUNDS_S, Spent
 
 if TYPE_CHECKING:
-    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
     from ..connect.status import ForwarderStatus
 
@@ -245,13 +245,14 @@ def _bytes(rows: Iterable[tuple[str, int, int]]) -> CounterMetricFamily:
     return family
 
 
-def _spent(name: str, text: str, rows: Iterable[tuple[str, Spent]]) -> SummaryMetricFamily:
-    """A family of sums and counts."""
-    from prometheus_client.core import SummaryMetricFamily
+def _spent(name: str, text: str, rows: Iterable[tuple[str, Spent]]) -> HistogramMetricFamily:
+    """A family of buckets, sums and counts."""
+    from prometheus_client.core import HistogramMetricFamily
 
-    family = SummaryMetricFamily(PREFIX + name, text, labels=["name"])
+    bounds = [*map(str, BOUNDS_S), "+Inf"]
+    family = HistogramMetricFamily(PREFIX + name, text, labels=["name"])
     for label, spent in rows:
-        family.add_metric([label], spent.count, spent.seconds)
+        family.add_metric([label], list(zip(bounds, spent.cumulative(), strict=True)), spent.seconds)
     return family
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import sys
 
 import msgspec
@@ -11,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from relaycore.edge.connect.status import ForwarderStatus, ForwardState, ForwardStatus
 from relaycore.edge.control.metrics import Tallies, forwarder_families, manager_families, render
 from relaycore.edge.hcm.status import ConnectionStatus, ManagerStatus
-from relaycore.edge.spent import Spent
+from relaycore.edge.spent import BOUNDS_S, Spent
 from relaycore.errors import ConfigError
 
 
@@ -39,6 +41,10 @@ def sample(found, metric, /, **labels):
     return found.get((f"relaycore_edge_{metric}", tuple(sorted(labels.items()))))
 
 
+def spent(*seconds: float) -> Spent:
+    return functools.reduce(Spent.plus, seconds, Spent())
+
+
 def test_the_numbers_of_a_manager():
     tallies = Tallies()
     tallies.reloads["failed"] += 1
@@ -48,8 +54,8 @@ def test_the_numbers_of_a_manager():
         relay="relay.example",
         connections=(
             connection(
-                reconnects={"closed": 3, "lost": 1}, dials=Spent(2, 0.5), rendezvous=Spent(3, 0.25), throttled_in_s=1.5,
-                throttled_out_s=2.5, tokens_renewed=8, tokens_failed=1, token_expires_unix=1160.0,
+                reconnects={"closed": 3, "lost": 1}, dials=spent(0.001, 0.499), rendezvous=spent(0.0, 0.05, 0.2),
+                throttled_in_s=1.5, throttled_out_s=2.5, tokens_renewed=8, tokens_failed=1, token_expires_unix=1160.0,
                 certificate_expires_unix=100.0,
             ),
             connection(
@@ -97,8 +103,8 @@ def test_the_numbers_of_a_manager():
 def test_a_name_in_use_again_is_one_name():
     """Prometheus takes no number twice; the removed one still drains."""
     old = connection(relay_leg="Stopped", open=5, bytes_in=100, rejected={"refused": 1, "policy": 2})
-    old = msgspec.structs.replace(old, reconnects={"lost": 2}, dials=Spent(1, 1.0))
-    new = connection(dials=Spent(1, 0.5), reconnects={"lost": 1})
+    old = msgspec.structs.replace(old, reconnects={"lost": 2}, dials=spent(1.0))
+    new = connection(dials=spent(0.5), reconnects={"lost": 1})
     status = ManagerStatus(host="edge-a", since_unix=0.0, relay="relay.example", connections=(new, old))
     text = render(manager_families(status, Tallies()))
     names = [line.rpartition(" ")[0] for line in text.splitlines() if not line.startswith("#")]
@@ -111,6 +117,27 @@ def test_a_name_in_use_again_is_one_name():
     assert sample(found, "rejected_total", name="orders", reason="policy") == 2
     assert sample(found, "reconnects_total", name="orders", reason="lost") == 3
     assert sample(found, "dial_seconds_sum", name="orders") == 1.5
+    assert sample(found, "dial_seconds_bucket", name="orders", le="0.5") == 1
+    assert sample(found, "dial_seconds_bucket", name="orders", le="1.0") == 2
+
+
+@pytest.mark.parametrize("metric", ["dial_seconds", "rendezvous_seconds"])
+def test_durations_are_histograms(metric):
+    """8.10: percentiles can be read off them."""
+    found = spent(0.0, 0.001, 0.0011, 0.03, 29.9, 30.0, 31.0, 900.0)
+    status = ManagerStatus(
+        host="edge-a", since_unix=0.0, relay="r", connections=(connection(dials=found, rendezvous=found),)
+    )
+    text = render(manager_families(status, Tallies()))
+    assert f"# TYPE relaycore_edge_{metric} histogram\n" in text
+    lines = [line for line in text.splitlines() if line.startswith(f"relaycore_edge_{metric}")]
+    bounds = [float(line.partition('le="')[2].partition('"')[0]) for line in lines if "_bucket{" in line]
+    counts = [float(line.rpartition(" ")[2]) for line in lines if "_bucket{" in line]
+    assert bounds == [*BOUNDS_S, math.inf]
+    assert counts == [2, 3, 3, 3, 3, 4, 4, 4, 4, 4, 4, 4, 4, 6, 8]
+    samples = read(text)
+    assert sample(samples, f"{metric}_count", name="orders") == 8
+    assert sample(samples, f"{metric}_sum", name="orders") == pytest.approx(990.9321)
 
 
 def test_the_numbers_of_a_forwarder():
@@ -118,7 +145,7 @@ def test_the_numbers_of_a_forwarder():
         name="orders", state=ForwardState.LISTENING, listen=("127.77.0.1:1433",), address="127.77.0.1", hosts=("db",),
         port=1433, relay="relay.example", path="orders", profile="raw", open=1, dialling=1, accepted=9, refused=2,
         lost=1, left=1, retries=3, bytes_in=5, bytes_out=6, handshake_s=0.03, last_error="", last_error_unix=None,
-        since_unix=0.0, rendezvous=Spent(4, 0.5),
+        since_unix=0.0, rendezvous=spent(0.1, 0.1, 0.1, 0.2),
     )  # fmt: skip
     tallies = Tallies()
     tallies.dns, tallies.proxy = {"answered": 3}, {("socks5", "ok"): 2}
@@ -132,6 +159,7 @@ def test_the_numbers_of_a_forwarder():
     assert sample(found, "retries_total", name="orders") == 3
     assert sample(found, "rendezvous_seconds_count", name="orders") == 4
     assert sample(found, "rendezvous_seconds_sum", name="orders") == 0.5
+    assert sample(found, "rendezvous_seconds_bucket", name="orders", le="0.1") == 3
     assert sample(found, "dns_queries_total", result="answered") == 3
     assert sample(found, "proxy_requests_total", kind="socks5", result="ok") == 2
     assert sample(found, "bytes_total", name="orders", dir="out") == 6
