@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Concatenate, Final, ParamSpec, TypeVar, cast
 
 import click
 import msgspec
+import trio
 
 from ...edge.control.client import ControlClient
 from ...edge.hcm.plan import UnknownConnection
 from ...edge.hcm.status import ConnectionStatus, ManagerStatus
 from ...errors import ConfigError
+from ...net.tasks import alone
 
 if TYPE_CHECKING:
     from ...edge.config.settings import HcmConnection
 
-__all__ = ["Meant", "call_as", "fetch_status", "meant_options"]
+__all__ = ["Meant", "call_as", "fetch_status", "meant_options", "patience"]
+
+_PATIENCE_S: Final = 1.0
+"""Seconds that nobody wonders about."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -47,6 +53,21 @@ def _typed(type_: type[T], found: object, client: ControlClient) -> T:
 async def fetch_status(client: ControlClient) -> ManagerStatus:
     """Ask for the status; errors as `call_as`, and `ConnectionLost` where no answer comes."""
     return _typed(ManagerStatus, await client.ask("status"), client)
+
+
+@asynccontextmanager
+async def patience(text: str) -> AsyncIterator[None]:
+    """Say on standard error what is waited for, where the block takes longer than a moment."""
+
+    async def say() -> None:
+        await trio.sleep(_PATIENCE_S)
+        click.echo(f"relaycore: {text}", err=True)
+
+    with alone():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(say)
+            yield
+            nursery.cancel_scope.cancel()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 import msgspec
@@ -25,7 +25,7 @@ from ...edge.diagnose.steps import Finding
 from ...edge.hcm.status import ConnectionStatus
 from ...errors import ConfigError
 from ..options import read_secret, run
-from .asking import Meant, call_as, meant_options
+from .asking import Meant, call_as, meant_options, patience
 from .examining import examine_here
 from .findings import exit_code_of, finding_lines, needs_metadata
 from .looking import endpoint_text, hcm_fields
@@ -33,6 +33,11 @@ from .service import UNIT_NAME
 from .where import START_COMMAND, Where, where_options
 
 __all__ = ["add_command", "import_command", "remove_command"]
+
+_WAITING: Final = (
+    "the daemon takes {} out of its settings and leaves the relay; where the relay does not answer, that takes about"
+    " ten seconds. Ctrl-C ends the waiting, not the removal."
+)
 
 
 @click.command("add")
@@ -210,7 +215,9 @@ def remove_command(meant: Meant, where: Where) -> None:
     async def act() -> tuple[str, str]:
         client = where.client()
         try:
-            found = await call_as(dict[str, str], client, "remove", name=await meant.find_name(client))
+            name = await meant.find_name(client)
+            async with patience(_WAITING.format(name)):
+                found = await call_as(dict[str, str], client, "remove", name=name)
         except NotRunning:
             book = where.book()
             connections = book.load().settings.hcm.connections

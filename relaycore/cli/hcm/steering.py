@@ -8,7 +8,7 @@ import click
 
 from ...edge.control.client import ControlClient
 from ..options import run
-from .asking import Meant, call_as, meant_options
+from .asking import Meant, call_as, meant_options, patience
 from .where import Where, where_options
 
 __all__ = ["drain_command", "pause_command", "reload_command", "restart_command", "resume_command"]
@@ -21,6 +21,12 @@ _DONE: Final = {
 }
 
 
+_WAITING: Final = {
+    "drain": "waiting for open connections to end, until the drain timeout cuts them; Ctrl-C ends the waiting, not the"
+    " draining",
+}
+
+
 def _steering(verb: str, text: str) -> click.Command:
     @click.command(verb, help=text)
     @where_options
@@ -28,9 +34,9 @@ def _steering(verb: str, text: str) -> click.Command:
     def command(meant: Meant, where: Where, all_of_them: bool) -> None:
         async def act() -> list[str]:
             client = where.client()
-            if all_of_them:
-                return await call_as(list[str], client, verb, all=True)
-            return await call_as(list[str], client, verb, name=await meant.find_name(client))
+            which: dict[str, object] = {"all": True} if all_of_them else {"name": await meant.find_name(client)}
+            async with patience(_WAITING.get(verb, "waiting for the daemon to answer")):
+                return await call_as(list[str], client, verb, **which)
 
         for name in run(act):
             click.echo(f"{name}: {_DONE[verb]}")

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import signal
+from functools import partial
 
 import pytest
 import trio
 import trustme
+from programs import run_program
+
+from relaycore.edge.control.server import serve_control
 
 
 def key_of(string):
@@ -170,6 +174,36 @@ async def test_remove_takes_out_what_was_added(world_of, runs):
                 assert [one["name"] for one in (await world.json("status"))["connections"]] == ["files"]
                 assert not await world.is_served("orders")
         assert [one["Name"] for one in await world.json("list")] == ["files"]
+
+
+@pytest.mark.parametrize(
+    ("verb", "said"),
+    [
+        ("remove", "the daemon takes orders out of its settings and leaves the relay; where the relay does not answer"),
+        ("drain", "waiting for open connections to end, until the drain timeout cuts them"),
+        ("pause", "waiting for the daemon to answer"),
+    ],
+)
+async def test_what_takes_long_says_what_it_waits_for(tmp_path, verb, said):
+    """8.11. A relay that is mute, connections that stay, a daemon that hangs."""
+    may_answer = trio.Event()
+
+    async def wait(arguments, emit):
+        await may_answer.wait()
+        return {"name": "orders", "file": "a.toml"} if verb == "remove" else ["orders"]
+
+    path = tmp_path / "hcm.sock"
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(serve_control, path, {verb: wait}))
+        async with run_program("hcm", verb, "orders", "--socket", str(path)) as command:
+            await command.wait_err(said)
+            may_answer.set()
+            assert await command.exit_code() == 0
+            assert command.out.startswith(b"orders")
+        async with run_program("hcm", verb, "orders", "--socket", str(path)) as command:
+            assert await command.exit_code() == 0
+            assert not command.err
+        nursery.cancel_scope.cancel()
 
 
 # pause, resume, restart, drain ---------------------------------------------------------------------------------------
