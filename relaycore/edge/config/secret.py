@@ -1,6 +1,10 @@
 """Where a key or token is kept, and the only way to its text.
 
 A file is read again each time, so that a key which was renewed counts from the next token on.
+
+A key file of the user that the program runs as has to be closed to everybody else: he can see to that, and forgets it.
+That is ssh(1)'s rule for its keys. Whoever gives the program a file that it does not own, or on a file system that it
+cannot write to, as container engines give secrets (0444 of root), has decided himself who reads it.
 """
 
 from __future__ import annotations
@@ -18,6 +22,9 @@ __all__ = ["Secret"]
 
 _MAX_BYTES: Final = 65_536
 """A longer file is no key, token or list of users, but a mistake."""
+
+_OTHERS: Final = 0o077
+"""Any permission of the group or of everybody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +48,7 @@ class Secret:
         """Return the secret without blanks at its ends. Reads a small local file, and does not wait.
 
         Raises:
-          ConfigError: there is none, it is empty, or others than its owner may read the file.
+          ConfigError: there is none, it is empty, or it is a file of ours that others may open.
         """
         match self.kind:
             case "inline":
@@ -52,25 +59,36 @@ class Secret:
                 directory = environ.get("CREDENTIALS_DIRECTORY", "")
                 if not directory:
                     raise self._error(f"the credential {self.value} is not there: CREDENTIALS_DIRECTORY is not set")
-                text = self._read_file(Path(directory, self.value), is_private=False)  # systemd sees to that
+                text = self._read_file(Path(directory, self.value), is_ours=False)  # systemd sees to that
             case "file":
-                text = self._read_file(Path(self.value), is_private=True)
+                text = self._read_file(Path(self.value), is_ours=True)
         if not text.strip():
             raise self._error(f"{self} holds nothing")
         return text.strip()
 
-    def _read_file(self, path: Path, *, is_private: bool) -> str:
+    @property
+    def is_public(self) -> bool:
+        """Whether it is a file that every user of this machine may open. Not for one that cannot be looked at."""
+        if self.kind != "file":
+            return False
+        try:
+            return bool(os.stat(self.value).st_mode & 0o007)
+        except OSError:
+            return False
+
+    def _read_file(self, path: Path, *, is_ours: bool) -> str:
         try:
             # A pipe that nobody writes to must not stop the whole program.
             with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-                mode = os.fstat(file.fileno()).st_mode
-                data = file.read(_MAX_BYTES + 1) if stat.S_ISREG(mode) else b""
+                found = os.fstat(file.fileno())
+                is_fixed = bool(os.fstatvfs(file.fileno()).f_flag & os.ST_RDONLY)
+                data = file.read(_MAX_BYTES + 1) if stat.S_ISREG(found.st_mode) else b""
         except OSError as error:
             raise self._error(f"{path} cannot be read: {error.strerror}") from error
-        if not stat.S_ISREG(mode):
+        if not stat.S_ISREG(found.st_mode):
             raise self._error(f"{path} is no regular file")
-        if is_private and mode & 0o077:
-            raise self._error(f"{path} can be read by others (mode {mode & 0o777:03o}); chmod 600 it")
+        if is_ours and found.st_uid == os.geteuid() and not is_fixed and found.st_mode & _OTHERS:
+            raise self._error(f"{path} can be read by others (mode {found.st_mode & 0o777:03o}); chmod 600 it")
         if len(data) > _MAX_BYTES:
             raise self._error(f"{path} is longer than {_MAX_BYTES} bytes")
         try:

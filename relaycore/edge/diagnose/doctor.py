@@ -171,6 +171,9 @@ def examine_secret(secret: Secret, environ: Mapping[str, str] = os.environ) -> F
                 text = f"{where} holds a key, and others may read it (mode {mode:03o})"
                 return Finding("fail", "secret", text, f"chmod 600 {where}", exit_code=_CONFIG)
         return Finding("ok", "secret", "the key stands in the settings")
+    if secret.is_public:
+        text = f"{secret} can be read, and every other user of this machine can read it, too"
+        return Finding("warn", "secret", text, "Where others are (in a container nobody is), let its owner chmod it.")
     return Finding("ok", "secret", f"{secret} can be read")
 
 

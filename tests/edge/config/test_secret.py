@@ -36,6 +36,41 @@ def test_a_file_that_others_can_open_is_refused(file, mode):
     assert KEY not in str(caught.value)
 
 
+@pytest.mark.parametrize("mode", [0o444, 0o644, 0o640])
+def test_whoever_owns_a_file_decides_who_reads_it(file, mode, monkeypatch):
+    """Secrets of containers are root's, 0444 or 0644; the program is another user. ssh(1) has the same rule."""
+    file.chmod(mode)
+    owner = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    assert Secret("file", str(file)).read() == KEY
+
+
+def test_a_file_that_cannot_be_changed_counts_as_it_is(file, monkeypatch):
+    """Root in a container, with a secret of root's that the engine has mounted read-only."""
+    file.chmod(0o444)
+    real = os.fstatvfs
+
+    def mounted_read_only(fd: int):
+        found = list(real(fd))
+        found[8] |= os.ST_RDONLY
+        return os.statvfs_result(found)
+
+    monkeypatch.setattr(os, "fstatvfs", mounted_read_only)
+    assert Secret("file", str(file)).read() == KEY
+
+
+def test_a_file_that_everybody_may_open_is_public(file):
+    secret = Secret("file", str(file))
+    assert not secret.is_public
+    file.chmod(0o640)
+    assert not secret.is_public
+    file.chmod(0o644)
+    assert secret.is_public
+    file.unlink()
+    assert not secret.is_public
+    assert not Secret("inline", KEY).is_public
+
+
 @pytest.mark.parametrize(
     ("data", "said"),
     [(b"", "holds nothing"), (b" \n", "holds nothing"), (b"\xff", "not UTF-8"), (b"x" * 65_537, "longer")],

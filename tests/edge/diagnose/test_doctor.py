@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 from dataclasses import replace
 from pathlib import Path
@@ -104,7 +105,7 @@ async def test_settings_that_lead_nowhere(place):
     assert (found.step, found.level) == ("settings", "fail")
 
 
-def test_secrets(tmp_path: Path):
+def test_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     file = tmp_path / "key"
     secret = Secret("file", str(file))
     missing = examine_secret(secret)
@@ -114,6 +115,13 @@ def test_secrets(tmp_path: Path):
     assert "can be read by others" in examine_secret(secret).text
     file.chmod(0o600)
     assert examine_secret(secret) == Finding("ok", "secret", f"file:{file} can be read")
+    file.chmod(0o644)
+    owner = os.geteuid()
+    with monkeypatch.context() as as_another:
+        as_another.setattr(os, "geteuid", lambda: owner + 1)
+        found = examine_secret(secret)
+    assert (found.level, found.exit_code) == ("warn", 0)
+    assert "every other user of this machine can read it" in found.text
     assert examine_secret(Secret("env", "NOT_THERE"), {}).level == "fail"
     settings = tmp_path / "relaycore.toml"
     settings.touch(0o644)
