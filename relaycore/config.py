@@ -212,7 +212,8 @@ class TimeoutsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """How long an expired token still counts: .NET and Java renew at the very instant of expiry (wire contract 5.6)."""
 
     ping_interval: Span = 60.0
-    """Silence on a control channel before the relay pings; after two unanswered pings the listener is dropped (6.3)."""
+    """Silence on a control channel before the relay pings; after two unanswered pings the listener is dropped (6.3).
+    One that leaves an ``accept`` unanswered is pinged after 2 s, and closed after 10 s without a sign of life."""
 
     http_response: Span = 60.0
     """From a relayed HTTP request to the listener's ``response``; then the sender gets 504. It runs anew with each

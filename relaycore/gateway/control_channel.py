@@ -107,6 +107,8 @@ class ControlChannel:
         self._sending = trio.lowlevel.ParkingLot()
         self._closing: tuple[int, str] | None = None
         self._is_doubted = False
+        self._is_awaited = False
+        self._verdict: tuple[CloseBy, str] | None = None
         self.waiters: set[Waiter[Any]] = set()
         self.replies: Replies[Exchange] = Replies()
         self._messages_this_turn = 0
@@ -121,8 +123,22 @@ class ControlChannel:
     def doubt_nowait(self) -> None:
         """Ask for a sign of life: another channel has come with the same id, so this one may have died unnoticed."""
         self._is_doubted = True
-        if not (self._queue and isinstance(self._queue[0], Ping)):
-            self._send_soon(Ping(b""))
+        self._ping_soon()
+
+    @property
+    def bytes_heard(self) -> int:
+        """Bytes that have come over it so far; any of them is a sign of life."""
+        return 0 if self._leg is None else self._leg.bytes_received
+
+    def demand_life_nowait(self) -> None:
+        """Ask for a sign of life, and close the channel if there is none for `SIGN_OF_LIFE_TIMEOUT`.
+
+        For an accept that nobody answers: a process that was stopped, or a machine that has gone, still looks like a
+        listener, and who is sent there waits in vain.
+        """
+        if not self._is_awaited and self._closing is None and self._nursery is not None:
+            self._is_awaited = True
+            self._nursery.start_soon(self._await_life)
 
     @property
     def has_room(self) -> bool:
@@ -188,6 +204,7 @@ class ControlChannel:
                     # At once: a nursery that winds up takes no task any more, and so this channel no message.
                     self._retire()
                 nursery.cancel_scope.cancel()
+            outcome = self._verdict or outcome
         except Exception:
             # The caller logs it; the listener learns that it was not at fault and may come again.
             self._closing = (1011, self._gateway.close_reason("Internal error", self.tracking_id))
@@ -288,6 +305,18 @@ class ControlChannel:
         self._send_soon(Ping(b""))
         return None
 
+    async def _await_life(self) -> None:
+        heard = self.bytes_heard
+        seconds = limits.SIGN_OF_LIFE_TIMEOUT
+        self._ping_soon()
+        await trio.sleep(seconds)
+        # A relay that was held up itself has yet to read what came meanwhile.
+        await trio.lowlevel.checkpoint()
+        self._is_awaited = False
+        if self.bytes_heard == heard and self._closing is None:
+            self._verdict = CloseBy.LISTENER, f"no sign of life for {seconds:g} s, and an accept was unanswered"
+            self.close_nowait(1001, f"No sign of life for {seconds:g} s")
+
     async def _renew(self, message: RenewToken) -> bool:
         """Take a fresh token; False when it is refused, and the channel is over."""
         try:
@@ -328,6 +357,10 @@ class ControlChannel:
         return self._grant.expiry_unix + self._gateway.config.timeouts.token_allowance - self._gateway.now_unix()
 
     # ---------------------------------------------------------------------------------------------------------- sending
+
+    def _ping_soon(self) -> None:
+        if not (self._queue and isinstance(self._queue[0], Ping)):
+            self._send_soon(Ping(b""))
 
     def _send_soon(self, item: Outgoing | Ping) -> None:
         if isinstance(item, Ping):

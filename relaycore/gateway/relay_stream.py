@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 
 import trio
@@ -114,6 +115,19 @@ class _Sender:
                 await event()
                 nursery.cancel_scope.cancel()
         return not self.is_gone and not limit.cancelled_caught
+
+    async def _wait_answer(self, waiter: StreamWaiter, channel: ControlChannel) -> None:
+        """Wait for what becomes of an accept; a listener that nothing is heard of meanwhile has to prove that it lives.
+
+        One that does not is closed, which is an outcome.
+        """
+        while True:
+            heard = channel.bytes_heard
+            with trio.move_on_after(limits.ACCEPT_DOUBT):
+                await waiter.sleep()
+                return
+            if channel.bytes_heard == heard:
+                channel.demand_life_nowait()
 
     async def _watch(self, scope: trio.CancelScope) -> None:
         """Notice a sender that goes away while it waits; keep what it sends too early."""
@@ -218,6 +232,7 @@ class _Sender:
                 )
             if not channel.offer_nowait(message):
                 return Lost.BUSY if channel.is_open else Lost.CHANNEL
+            heard = channel.bytes_heard
             channel.waiters.add(waiter)
             gateway.waiters.add(waiter)
             gateway.trace.emit(
@@ -228,7 +243,9 @@ class _Sender:
             )
             # Without a deadline as long as it is far, see the waiter's module.
             if self._deadline - trio.current_time() < _SHORT or not await waiter.sleep(gateway.patience):
-                await self._wait_for(waiter.sleep)
+                await self._wait_for(partial(self._wait_answer, waiter, channel))
+                if waiter.is_unanswered and channel.bytes_heard == heard:
+                    channel.demand_life_nowait()  # the sender has left, and its successors shall fare better
             # Nothing waits from here to the session, so that the connection cannot be lost on the way.
             return waiter.take()
         finally:

@@ -114,6 +114,11 @@ class Waiter(Generic[_Answer]):
         """The control channel that carried the message is gone."""
         self._set(Lost.CHANNEL)
 
+    @property
+    def is_unanswered(self) -> bool:
+        """Whether no outcome has come."""
+        return self._outcome is None
+
     def take_unclaimed(self) -> HandOver | None:
         """The rendezvous connection that came when nobody waited any more."""
         return self._outcome if isinstance(self._outcome, HandOver) and not self._is_taken else None

@@ -53,6 +53,14 @@ PING_INTERVAL: Final = 60.0
 PINGS_UNANSWERED: Final = 2
 """Unanswered pings after which a listener counts as lost (6.3)."""
 
+ACCEPT_DOUBT: Final = 2.0
+"""How long an ``accept`` may be unanswered, and nothing heard of its listener, before the relay pings (6.3, 6.5). Most
+listeners come within milliseconds; those that dial something first answer the ping."""
+
+SIGN_OF_LIFE_TIMEOUT: Final = 10.0
+"""How long a listener may be silent after that ping. With `ACCEPT_DOUBT` less than half of `ACCEPT_TIMEOUT`, so that
+the sender still has time for another listener."""
+
 HTTP_RESPONSE_TIMEOUT: Final = 60.0
 """From a request to its ``response`` (14)."""
 

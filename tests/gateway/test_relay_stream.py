@@ -241,6 +241,102 @@ async def test_another_listener_when_a_channel_dies(relay) -> None:
     assert outcome[1].status == 101
 
 
+async def met(controls: list[WirePeer]) -> tuple[WirePeer, dict]:
+    """Which of these control channels gets the next accept."""
+    got: list[tuple[WirePeer, dict]] = []
+
+    async def read(control: WirePeer) -> None:
+        got.append((control, (await control.read_json())["accept"]))
+        nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for control in controls:
+            nursery.start_soon(read, control)
+    return got[0]
+
+
+async def test_a_listener_that_is_dead_on_its_feet_is_found_out(relay, autojump_clock) -> None:
+    """spec 6.3/unanswered-accept, failures: listener silently deaf: pinged after 2 s, closed after 10 more; the sender
+    goes on to another one.
+    """
+    controls = [await relay.listen() for _ in range(2)]
+    outcome: list = []
+
+    async def send() -> None:
+        outcome.extend(await relay.call("/$hc/orders", {"ServiceBusAuthorization": relay.token()}))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send)
+        deaf, _ = await met(controls)
+        began = trio.current_time()
+        [alive] = [control for control in controls if control is not deaf]
+        message = (await alive.read_json())["accept"]
+        assert 12 <= trio.current_time() - began < 13
+        # Before it is told, so that no other sender meets it.
+        assert relay.server._gateway.registry.count("default", "orders") == 1
+        await relay.come_to(message["address"])
+    assert outcome[1].status == 101
+    ping, close = await deaf.read_frame(), await deaf.read_frame()
+    assert (ping.opcode, close.opcode, close.close_code) == (9, 8, 1001)
+    assert b"No sign of life" in close.payload
+    await deaf.send(close_frame(1001))
+    lost = await relay.happened("listener.lost")
+    assert lost.fields["by"] == "listener"
+    assert lost.fields["cause"] == "no sign of life for 10 s, and an accept was unanswered"
+
+
+async def test_a_listener_that_is_slow_and_alive_stays(relay, autojump_clock) -> None:
+    """spec 6.3/unanswered-accept: any byte proves it, the sender has its 30 s, and pings are few."""
+    control = await relay.listen()
+    pings = 0
+
+    async def answer_pings() -> None:
+        nonlocal pings
+        while True:
+            got = await control.read_frame()
+            if got.opcode == 9:
+                pings += 1
+                await trio.sleep(9)
+                await control.send(frame(10, got.payload))
+
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(answer_pings)
+        _, answer = await relay.call("/$hc/orders", {"ServiceBusAuthorization": relay.token()})
+        assert (answer.status, round(trio.current_time() - began)) == (404, 30)
+        await trio.sleep(15)
+        assert relay.server.statistics().listeners == 1
+        assert not relay.named("listener.lost")
+        assert pings == 3
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_sender_that_leaves_in_vain_leaves_a_doubt(relay, autojump_clock) -> None:
+    """spec 6.3/unanswered-accept: senders of little patience find a dead listener out as well, by one ping for all."""
+    deaf = await relay.listen()
+    for _ in range(3):
+        sender = await relay.connect()
+        with trio.move_on_after(0.5):
+            await sender.upgrade("/$hc/orders", {"ServiceBusAuthorization": relay.token()})
+        await sender.aclose()
+    assert [(await deaf.read_frame()).opcode for _ in range(5)] == [1, 9, 1, 1, 8]
+    assert relay.server._gateway.registry.count("default", "orders") == 0
+
+
+async def test_an_accept_that_is_taken_leaves_no_doubt(relay, autojump_clock) -> None:
+    """spec 6.3/unanswered-accept: who comes to the rendezvous need not say anything on its channel."""
+    control = await relay.listen()
+    for _ in range(3):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(relay.call, "/$hc/orders", {"ServiceBusAuthorization": relay.token()})
+            message = (await control.read_json())["accept"]
+            await trio.sleep(1.5)
+            await relay.come_to(message["address"])
+    await trio.sleep(40)
+    assert relay.server.statistics().listeners == 1
+    assert not control.buffer
+
+
 async def reject_next(relay, controls, status: int, text: str):
     """Let whichever listener is asked next say no. Returns: its control channel."""
     taken: list = []

@@ -39,6 +39,7 @@ from interop.endpoint_servers import free_port
 from relaycore.config import Config
 from relaycore.testing import Relay, open_relay
 from relaycore.wire.connection_string import parse_connection_string
+from relaycore.wire.limits import ACCEPT_DOUBT, SIGN_OF_LIFE_TIMEOUT
 
 RULE: Final = "RootManageSharedAccessKey"
 
@@ -228,6 +229,36 @@ async def test_a_manager_that_hangs_delays_senders_for_bounded_times(folder: Pat
             assert are_fair(await visits(address, 100))
             everything = streams["A"] + streams["B"]
             assert await end_all(everything) == ["whole"] * len(everything)
+
+
+async def test_a_manager_that_hangs_is_found_out_by_its_first_senders(folder: Path):
+    """SIGSTOP of one, and a relay that would ping it in a minute: the first senders that it leaves waiting have it
+    pinged at once, none of them is refused, and those who come after that do not meet it.
+    """
+    async with open_relay() as relay, world_of(relay, folder, "orders") as world:
+        a, b = await world.place("A"), await world.place("B")
+        async with (
+            world.manager("a", world.manages("orders", a, NO_PROBE + LIMITS)) as hanging,
+            world.manager("b", world.manages("orders", b, NO_PROBE + LIMITS)),
+            world.forwarder(world.forwards("orders", free_port())) as connect,
+        ):
+            await until_listening(relay, 2)
+            address = address_of(await connect.wait("orders", state="Listening"))
+            hanging.process.send_signal(signal.SIGSTOP)
+            began = trio.current_time()
+            found = await visits(address, 20, at_once=20)
+            assert shares(found) == {"B": 20}
+            assert not any(one.error for one in found)
+            assert trio.current_time() - began < ACCEPT_DOUBT + SIGN_OF_LIFE_TIMEOUT + SLACK_S
+            found = await visits(address, 20)
+            assert shares(found) == {"B": 20}
+            assert max(one.seconds for one in found) < SLACK_S
+
+            hanging.process.send_signal(signal.SIGCONT)
+            assert "No sign of life" in await hanging.event("disconnected")
+            await hanging.wait("orders", status="Connected", listeners_here=1)
+            await until_listening(relay, 2)
+            assert are_fair(await visits(address, 100))
 
 
 # Endpoints ------------------------------------------------------------------------------------------------------------
