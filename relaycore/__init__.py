@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     )
     from .client.invitation import FIRST_OFFERED, Accept, AcceptHandler, IncomingConnection, Reject
     from .client.listener import Listener, open_listener
+    from .client.reconnect import ReconnectPolicy
     from .client.sender import open_stream
     from .client.splice import Spliced, splice
     from .client.status import (
@@ -92,6 +93,7 @@ __all__ = [
     "Online",
     "ProtocolError",
     "QuotaExceeded",
+    "ReconnectPolicy",
     "Reconnecting",
     "Refused",
     "Reject",
@@ -127,6 +129,7 @@ _ROOMS: Final = {
     "client.http": ("HttpHandler", "HttpRequest", "HttpResponder", "HttpResponse", "RequestHandler", "serve_http"),
     "client.invitation": ("FIRST_OFFERED", "Accept", "AcceptHandler", "IncomingConnection", "Reject"),
     "client.listener": ("Listener", "open_listener"),
+    "client.reconnect": ("ReconnectPolicy",),
     "client.sender": ("open_stream",),
     "client.splice": ("Spliced", "splice"),
     "client.status": (

@@ -61,7 +61,7 @@ from .http_exchange import (
 )
 from .http_response import encode_refusal
 from .invitation import AcceptHandler, Invitation, Reject
-from .reconnect import Backoff, renewal_delay
+from .reconnect import Backoff, ReconnectPolicy, renewal_delay
 from .status import EventStream, ListenerEvent, ListenerState, ListenerStatus, Offline, Online, Reconnecting
 from .waiting import SenderHandler, WaitingSender
 
@@ -111,6 +111,7 @@ class _Settings:
     keep_alive_s: float
     max_message_bytes: int
     trace: Trace
+    reconnect: ReconnectPolicy
     rng: random.Random
     clock: Callable[[], float]
 
@@ -142,7 +143,7 @@ class Listener(trio.abc.Listener[Connection]):
         self._settings = settings
         self._path = settings.endpoint.path
         self._counters = _Counters()
-        self._backoff = Backoff(settings.rng)
+        self._reconnect = settings.reconnect
         # Owned by the registering task.
         self._channel: ControlChannel | None = None
         self._token_expires_unix: float | None = None
@@ -151,6 +152,7 @@ class Listener(trio.abc.Listener[Connection]):
         self._last_error: BaseException | None = None
         self._start_failure: BaseException | None = None
         self._state_changed = trio.lowlevel.ParkingLot()
+        self._must_hurry = trio.Event()
         self._subscribers: list[EventStream] = []
         # Shared by the tasks that take invitations. A slot is reserved when an invitation comes and given back when its
         # connection is taken, so that the queue, which has as many places, never blocks.
@@ -211,7 +213,7 @@ class Listener(trio.abc.Listener[Connection]):
             state=self._state,
             since_unix=self._since_unix,
             listener_id=self._settings.listener_id,
-            attempts=self._backoff.attempts,
+            attempts=self._reconnect.attempts,
             last_error=self._last_error,
             registrations=counters.registrations,
             tokens_renewed=counters.tokens_renewed,
@@ -241,6 +243,13 @@ class Listener(trio.abc.Listener[Connection]):
         else:
             self._subscribers.append(stream)
         return stream
+
+    def hurry(self) -> None:
+        """Make the next attempt to register at once, if one is waited for. Not a checkpoint.
+
+        For a program that knows more than the listener: that there is a network again, or another key.
+        """
+        self._must_hurry.set()
 
     async def aclose(self) -> None:
         """Deregister and stop: Close 1000 on the control channel, then wait, at most 10 seconds, for the answer.
@@ -305,24 +314,26 @@ class Listener(trio.abc.Listener[Connection]):
             self._channel = None
             self._last_error = cause
             if self._counters.registrations > registrations:
-                self._backoff.note_online(trio.current_time() - started_at)
+                self._reconnect.note_online(trio.current_time() - started_at)
                 self._publish(Offline(cause))
                 self._settings.trace.emit(CLIENT_OFFLINE, path=self._path, cause=_text_of(cause))
-            delay_s = self._backoff.next_delay()
+            delay_s = self._reconnect.next_delay(cause)
             if self._counters.registrations:
                 self._set_state(ListenerState.RECONNECTING)
-            elif self._backoff.attempts == 1 and _is_incurable(cause):
+            elif self._reconnect.attempts == 1 and _is_incurable(cause):
                 self._start_failure = cause
                 self._state_changed.unpark_all()
+            self._must_hurry = trio.Event()
             self._publish(Reconnecting(cause, delay_s))
             self._settings.trace.emit(
                 CLIENT_RECONNECTING,
                 path=self._path,
-                attempts=self._backoff.attempts,
+                attempts=self._reconnect.attempts,
                 delay_s=delay_s,
                 cause=_text_of(cause),
             )
-            await trio.sleep(delay_s)
+            with trio.move_on_after(delay_s):
+                await self._must_hurry.wait()
 
     async def _serve_channel(self, tasks: trio.Nursery) -> Exception:
         """One life of the control channel: sign in, register, serve until it ends.
@@ -356,7 +367,7 @@ class Listener(trio.abc.Listener[Connection]):
         raise AssertionError("a channel ends by raising")
 
     def _note_online(self, channel: ControlChannel) -> None:
-        attempts = self._backoff.attempts
+        attempts = self._reconnect.attempts
         self._channel = channel
         self._counters.registrations += 1
         self._set_state(ListenerState.ONLINE)
@@ -671,6 +682,7 @@ async def open_listener(
     flush_after: float = DEFAULT_FLUSH_AFTER_S,
     keep_alive_s: float = PING_INTERVAL,
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+    reconnect: ReconnectPolicy | None = None,
     trace: Trace | None = None,
     rng: random.Random | None = None,
     clock: Callable[[], float] = time.time,
@@ -713,6 +725,7 @@ async def open_listener(
         still travel on the control channel, which is quicker.
       keep_alive_s: seconds of silence on the control channel before the relay is pinged; it then has 20 seconds.
       max_message_bytes: bound on one message, see `Connection.messages`.
+      reconnect: when to try again, told the cause of each failure; 0 to 30 seconds without it, whatever the cause.
       trace: gets ``client.online``, ``client.offline`` and ``client.reconnecting``; one of its own without it.
       rng: where jitter comes from.
       clock: wall clock in seconds, for tokens.
@@ -742,6 +755,7 @@ async def open_listener(
         raise ConfigError("must be at least 1", key="max_message_bytes")
     if not flush_after >= 0:
         raise ConfigError("must be a number of seconds", key="flush_after")
+    rng = rng or random.Random()
     identity = ListenerId((listener_id or str(uuid.uuid4())).lower())
     url = parse_ws_url(build_listen_url(endpoint.base_url, endpoint.path, id=identity))
     listener = Listener(
@@ -759,7 +773,8 @@ async def open_listener(
             keep_alive_s=keep_alive_s,
             max_message_bytes=max_message_bytes,
             trace=trace or Trace(),
-            rng=rng or random.Random(),
+            reconnect=reconnect or Backoff(rng),
+            rng=rng,
             clock=clock,
         )
     )

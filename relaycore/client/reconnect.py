@@ -7,11 +7,11 @@ A listener never gives up. A relay that was restarted or a hybrid connection tha
 from __future__ import annotations
 
 import random
-from typing import Final
+from typing import Final, Protocol
 
 from ..wire.limits import MIN_TOKEN_RENEWAL, RECONNECT_DELAYS
 
-__all__ = ["STABLE_ONLINE_S", "Backoff", "renewal_delay"]
+__all__ = ["STABLE_ONLINE_S", "Backoff", "ReconnectPolicy", "renewal_delay"]
 
 STABLE_ONLINE_S: Final = 60.0
 """How long a channel has to stand before its loss counts as a first one. A relay that takes listeners and drops them
@@ -22,8 +22,28 @@ _RENEW_AFTER: Final = (0.7, 0.9)
 expiry and so depend on the relay's allowance (5.6); and listeners started together need not renew together."""
 
 
+class ReconnectPolicy(Protocol):
+    """When one listener tries again, after a loss or an attempt that failed. An object serves one listener only."""
+
+    @property
+    def attempts(self) -> int:
+        """Failed attempts, or losses, since the channel was last stable."""
+
+    def next_delay(self, cause: Exception) -> float:
+        """Count a failure; return how many seconds to wait before the next attempt.
+
+        Args:
+          cause: why the attempt failed or the channel ended. A `Refused` is the relay's own word.
+        """
+
+    def note_online(self, online_s: float) -> None:
+        """Told before `next_delay` how long a channel stood that was lost."""
+
+
 class Backoff:
-    """Delays between attempts: 0, 1, 2, 5, 10, 30, 30, ... seconds, each drawn between 0 and that (full jitter).
+    """The wire contract's delays: 0, 1, 2, 5, 10, 30, 30, ... seconds, each drawn between 0 and that (full jitter).
+
+    Whatever the cause is: a `ReconnectPolicy` may judge otherwise.
 
     Args:
       rng: where the jitter comes from.
@@ -36,8 +56,8 @@ class Backoff:
         self.attempts = 0
         """Failed attempts, or losses, since the channel was last stable."""
 
-    def next_delay(self) -> float:
-        """Count a failure; return how many seconds to wait before the next attempt."""
+    def next_delay(self, cause: Exception | None = None) -> float:
+        """As of `ReconnectPolicy`; the cause makes no difference."""
         bound = RECONNECT_DELAYS[min(self.attempts, len(RECONNECT_DELAYS) - 1)]
         self.attempts += 1
         return self._rng.uniform(0.0, bound)

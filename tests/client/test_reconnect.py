@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import random
 
+import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from trio.testing import MockClock
 
+import relaycore
+from relaycore import EndpointNotFound, Reconnecting, StreamClosed
 from relaycore.client.reconnect import STABLE_ONLINE_S, Backoff, renewal_delay
+from relaycore.testing.fake_relay import open_fake_relay
 from relaycore.wire.limits import MIN_TOKEN_RENEWAL, RECONNECT_DELAYS
 
 
@@ -58,3 +63,76 @@ def test_renewal_comes_before_the_expiry(remaining: float, seed: int):
     assert delay >= MIN_TOKEN_RENEWAL
     if remaining > MIN_TOKEN_RENEWAL / 0.7:
         assert 0.7 * remaining <= delay <= 0.9 * remaining
+
+
+class Hourly:
+    """A policy that notes what it is told."""
+
+    def __init__(self) -> None:
+        self.attempts = 0
+        self.told: list[object] = []
+
+    def next_delay(self, cause: Exception) -> float:
+        self.attempts += 1
+        self.told.append(cause)
+        return 3600.0
+
+    def note_online(self, online_s: float) -> None:
+        self.told.append(online_s)
+
+
+async def test_a_program_says_itself_when_to_try_again(autojump_clock: MockClock):
+    """The policy is told each cause, and how long a lost channel stood; its delays are kept to."""
+    policy = Hourly()
+    async with open_fake_relay() as relay, trio.open_nursery() as nursery:
+        asked_at: list[float] = []
+
+        async def serve() -> None:
+            await (await relay.next_request("listen")).refuse(404, "Endpoint does not exist: orders")
+            asked_at.append(trio.current_time())
+            channel = await (await relay.next_request("listen")).accept()
+            asked_at.append(trio.current_time())
+            await trio.sleep(100)
+            await channel.close(1011, "restart")
+
+        nursery.start_soon(serve)
+        async with relaycore.open_listener(
+            relay.connection_string(), wait_online=False, keep_alive_s=1000, reconnect=policy
+        ) as listener:
+            events = listener.events()
+            delays = [event.delay_s async for event in _first(events, 2)]
+            assert delays == [3600.0, 3600.0]
+            assert round(asked_at[1] - asked_at[0]) == 3600
+            assert listener.status.attempts == 2
+        not_found, online_s, closed = policy.told
+        assert isinstance(not_found, EndpointNotFound)
+        assert isinstance(closed, StreamClosed)
+        assert round(online_s) == 100
+
+
+async def _first(events, count: int):
+    async for event in events:
+        if isinstance(event, Reconnecting):
+            yield event
+            count -= 1
+            if not count:
+                return
+
+
+async def test_a_listener_in_a_hurry_does_not_wait(autojump_clock: MockClock):
+    """It tries at once, once; a hurry while nothing is waited for shortens no later wait."""
+    async with (
+        open_fake_relay() as relay,
+        relaycore.open_listener(relay.connection_string(), wait_online=False, reconnect=Hourly()) as listener,
+    ):
+        for _ in range(3):
+            request = await relay.next_request("listen")
+            listener.hurry()
+            events = listener.events()
+            await request.refuse(503, "busy")
+            assert isinstance(await anext(events), Reconnecting)
+            listener.hurry()
+        assert trio.current_time() < 3600
+        await (await relay.next_request("listen")).refuse(503, "busy")
+        await relay.next_request("listen")
+        assert trio.current_time() >= 3600
