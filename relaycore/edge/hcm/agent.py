@@ -492,12 +492,7 @@ class Agent:
 
     async def _serve_raw(self, waiting: WaitingSender, note_answer: Callable[[], None], deadline: float) -> None:
         route = await self._find_route()
-        health = route.health
-        if self._is_refusing and health is not None:
-            refusal = health.refusal()
-            if self.settings.listeners > 1:
-                self._refused.note(waiting.incoming, refusal)
-            await self._reject(waiting, refusal, "endpoint-down")
+        if await self._refuse_if_down(waiting, route):
             return
         dialled = await self._dial(route, route.targets, waiting, deadline)
         try:
@@ -528,6 +523,16 @@ class Agent:
             return dialled
 
         async def dial_datagrams(binding: PortBinding) -> trio.socket.SocketType:
+    async def _refuse_if_down(self, waiting: WaitingSender, route: Route) -> bool:
+        """Tell a sender that nothing that it could be led to answers. Returns: whether that was so."""
+        if route.health is None or not self._is_refusing:
+            return False
+        refusal = route.health.refusal()
+        if self.settings.listeners > 1:
+            self._refused.note(waiting.incoming, refusal)
+        await self._reject(waiting, refusal, "endpoint-down")
+        return True
+
             session.endpoint = f"udp:{binding.targets[0]}"
             return await open_datagrams(binding, settings.dial, self._policy())
 
@@ -554,6 +559,9 @@ class Agent:
             finally:
                 for target in chosen:
                     route.order.note_closed(target)
+        # The port's name comes only behind the 101. While any port may lead somewhere, a sender is let in to name it.
+        if await self._refuse_if_down(waiting, route):
+            return
 
     async def _rendezvous_with(self, waiting: WaitingSender) -> Connection:
         began = trio.current_time()
@@ -625,6 +633,7 @@ class Agent:
                 on_session=session.follow,
             )
         except RelayError as error:
+            and not any(port.is_udp for port in self.settings.ports)  # nobody knows how those are
             self._book.lost += 1
             said = str(error).replace("the first stream", f"the endpoint {session.endpoint}")
             said = said.replace("the second stream", f"the sender {session.sender}".rstrip())

@@ -8,17 +8,18 @@ from dataclasses import replace
 
 import pytest
 import trio
-from managed import World, ask, closed_port, open_world, status, until
+from managed import QUICK_PROBE, World, ask, closed_port, open_world, status, until
 from origins import OK, Seen, Visitor, open_origin
 from peers import HttpAnswer, WirePeer, http_request
 
-from relaycore import StreamClosed
+from relaycore import ServerBusy, StreamClosed
 from relaycore.edge.azbridge.local import request_port
 from relaycore.edge.azbridge.preamble import PortRefused
 from relaycore.edge.config.settings import (
     HcmConnection,
     HcmSettings,
     LimitSettings,
+    OnDown,
     PolicySettings,
     PortBinding,
     Profile,
@@ -99,6 +100,63 @@ async def test_a_dead_endpoint_of_a_port_is_told_with_1011(world: World):
             with pytest.raises(PortRefused, match=f"1011: 127.0.0.1 port {port} refused"):
                 await request_port(sender, "one")
         await until(lambda: status(manager).rejected == {"refused": 1})
+
+
+async def test_a_port_that_leads_nowhere_is_refused_at_the_rendezvous(world: World):
+    """8.3 Degraded, 8.5.1: with every endpoint Down a sender learns it in its handshake, as with raw."""
+    first, second = await world.endpoint(), await world.endpoint()
+    ports = PortBinding("one", (first.target,)), PortBinding("two", (second.target,))
+    async with world.serving(azbridge(world, *ports, health=QUICK_PROBE, listeners=2)) as manager:
+        await until(lambda: status(manager).endpoint_leg == "Up" and status(manager).listeners_here == 2)
+        first.down()
+        await until(lambda: status(manager).endpoint_leg == "Degraded")
+        async with world.dial() as sender:  # it may have come for the other port
+            await request_port(sender, "two")
+            assert await ask(sender) == b"ping"
+        second.down()
+        await until(lambda: status(manager).endpoint_leg == "Down")
+        with pytest.raises(ServerBusy, match=r"the endpoint is down: .*refused") as caught:
+            async with world.dial():
+                pass
+        assert caught.value.http_status == 503
+        assert status(manager).rejected == {"endpoint-down": 1}
+        await world.up(first)
+        await until(lambda: status(manager).endpoint_leg == "Degraded")
+        async with world.dial() as sender:
+            await request_port(sender, "one")
+            assert await ask(sender) == b"ping"
+
+
+async def test_a_lone_endpoint_that_is_down_is_refused_at_the_rendezvous(world: World):
+    """8.5.1: the same for an azbridge entry that has an endpoint and no names for ports; ``ignore`` lets senders in."""
+    endpoint = await world.endpoint()
+    lone = replace(world.connection(endpoint.target, health=QUICK_PROBE), profile=Profile.AZBRIDGE)
+    async with world.serving(lone) as manager:
+        await until(lambda: status(manager).endpoint_leg == "Up")
+        endpoint.down()
+        await until(lambda: status(manager).endpoint_leg == "Down")
+        with pytest.raises(ServerBusy, match="the endpoint is down"):
+            async with world.dial():
+                pass
+        manager.reload(HcmSettings((replace(lone, health=replace(QUICK_PROBE, on_down=OnDown.IGNORE)),)))
+        async with world.dial() as sender:
+            with pytest.raises(PortRefused, match="1011"):
+                await request_port(sender, "1433")
+
+
+async def test_ports_for_datagrams_are_never_down(world: World):
+    """8.3: they are not probed, so a sender that may want one is let in, and learns about the other port by 1011."""
+    endpoint = await world.endpoint()
+    ports = PortBinding("one", (endpoint.target,)), PortBinding("53U", (Target("127.0.0.1", 53),), is_udp=True)
+    async with world.serving(azbridge(world, *ports, health=QUICK_PROBE)) as manager:
+        await until(lambda: status(manager).endpoint_leg == "Up")
+        endpoint.down()
+        await until(lambda: status(manager).endpoint_leg == "Down")
+        async with world.dial() as sender:
+            await request_port(sender, "53U", udp=True)
+        async with world.dial() as sender:
+            with pytest.raises(PortRefused, match="1011"):
+                await request_port(sender, "one")
 
 
 async def test_the_original_order_answers_first(world: World):
