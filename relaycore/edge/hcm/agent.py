@@ -36,6 +36,7 @@ from ...client.connection import Connection
 from ...client.http import HttpRequest
 from ...client.invitation import Accept, IncomingConnection, Reject
 from ...client.listener import Listener
+from ...client.reconnect import ReconnectPolicy
 from ...client.splice import Spliced, splice
 from ...client.waiting import WaitingSender
 from ...errors import RelayError
@@ -59,7 +60,7 @@ from .endpoint_leg import EndpointLeg, Route
 from .metadata import METADATA_INTERVAL, MetadataWatch
 from .plan import needs_registration
 from .refused import RefusedLately
-from .relay_leg import Registration
+from .relay_leg import OpenListener, Registration
 from .sessions import OpenSession, SessionBook, sender_of
 from .status import ConnectionStatus, RelayLeg, SessionStatus, Shown, TargetCheck
 
@@ -292,7 +293,12 @@ class Agent:
 
     async def _register(self) -> None:
         registration = Registration(
-            self.settings, self._open_listener(), self._emit, self._note_change, now_unix=self._now_unix
+            self.settings,
+            self._open_listener(),
+            self._emit,
+            self._note_change,
+            rng=self._rng,
+            now_unix=self._now_unix,
         )
         self._registration = registration
         try:
@@ -400,20 +406,24 @@ class Agent:
 
     # Taking senders --------------------------------------------------------------------------------------------------
 
-    def _open_listener(self) -> Callable[[], contextlib.AbstractAsyncContextManager[Listener]]:
+    def _open_listener(self) -> OpenListener:
         settings = self.settings
         backlog = _BACKLOG + settings.limits.queue
 
         @contextlib.asynccontextmanager
-        async def open_tunnel() -> AsyncIterator[Listener]:
+        async def open_tunnel(reconnect: ReconnectPolicy) -> AsyncIterator[Listener]:
             access = RelayAccess.of(settings)
             async with access.listen(
-                on_sender=self._take, on_request=self._refuse_request, wait_online=False, backlog=backlog
+                on_sender=self._take,
+                on_request=self._refuse_request,
+                wait_online=False,
+                reconnect=reconnect,
+                backlog=backlog,
             ) as listener:
                 yield listener
 
         @contextlib.asynccontextmanager
-        async def open_http() -> AsyncIterator[Listener]:
+        async def open_http(reconnect: ReconnectPolicy) -> AsyncIterator[Listener]:
             access = RelayAccess.of(settings)
             origin = parse_origin_url(settings.http_url)
 
@@ -465,6 +475,7 @@ class Agent:
         peer = waiting.incoming.remote_endpoint
         deadline = trio.current_time() + _ANSWER_S
         earlier = self._refused.find(waiting.incoming)
+                    reconnect=reconnect,
         if earlier is not None:
             # The relay offers who was refused with 503 to the next listener, and that one is ours, too.
             if waiting.is_waiting:

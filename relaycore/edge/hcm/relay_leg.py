@@ -7,26 +7,29 @@ relay's answers is a matter of keys, which one of a hybrid connection that is no
 from __future__ import annotations
 
 import logging
+import random
 import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 import trio
 
 from ...client.listener import Listener
+from ...client.reconnect import ReconnectPolicy
 from ...client.status import Offline, Online, Reconnecting
 from ...errors import AuthorizationFailed, ConfigError, EndpointNotFound, NoListener, RelayError
 from ...net.errors import StreamClosed
 from ..config.settings import HcmConnection
+from .retry import RetrySchedule
 from .status import RelayLeg
 
 __all__ = ["Registration", "explain"]
 
-_CONFIG_RETRY_S: Final = 30.0
-"""Seconds until settings that could not be used, such as a missing file of certificates, are tried again."""
+_KEY_LOOK_S: Final = 1.0
+"""Seconds between two looks at a key that the relay did not take."""
 
 _SEVERITY: Final = (RelayLeg.CONNECTED, RelayLeg.UNAUTHORIZED, RelayLeg.NOT_FOUND, RelayLeg.RECONNECTING)
 """Which channel speaks for several: the first of these that one of them is in; Connecting if there is none."""
@@ -87,13 +90,16 @@ def _reason(cause: BaseException, leg: RelayLeg | None) -> str:
 class _Channel:
     """One listener's state. ``next_try_unix`` is None while nothing is waited for."""
 
+    schedule: RetrySchedule
     leg: RelayLeg = RelayLeg.CONNECTING
     attempts: int = 0
     next_try_unix: float | None = None
     listener: Listener | None = None
+    refused_key: str = field(default="", repr=False)
+    key_refused: trio.Event = field(default_factory=trio.Event)
 
 
-OpenListener: TypeAlias = Callable[[], AbstractAsyncContextManager[Listener]]
+OpenListener: TypeAlias = Callable[[ReconnectPolicy], AbstractAsyncContextManager[Listener]]
 """Makes a listener that begins without waiting for the relay, and whatever belongs to it."""
 
 
@@ -105,6 +111,7 @@ class Registration:
       open_listener: called for each channel.
       emit: gets ``connected``, ``disconnected``, ``retrying``, ``unauthorized`` and ``not-found``.
       on_change: called when anything here has changed.
+      rng: where the jitter of the waits between attempts comes from.
 
     Attributes:
       last_error: the last end or failure in words; ``""`` if there was none.
@@ -120,6 +127,7 @@ class Registration:
         emit: Emit,
         on_change: Callable[[], None],
         *,
+        rng: random.Random | None = None,
         now_unix: Callable[[], float] = time.time,
     ) -> None:
         self.last_error = ""
@@ -133,7 +141,8 @@ class Registration:
         self._emit = emit
         self._on_change = on_change
         self._now_unix = now_unix
-        self._channels = [_Channel() for _ in range(settings.listeners)]
+        rng = rng or random.Random()
+        self._channels = [_Channel(RetrySchedule(self._is_no, rng)) for _ in range(settings.listeners)]
         self._leaving = trio.Event()
 
     @property
@@ -167,6 +176,9 @@ class Registration:
         """Those there are now."""
         return [channel.listener for channel in self._channels if channel.listener is not None]
 
+    def _is_no(self, cause: Exception) -> bool:
+        return explain(cause, self._settings)[0] is not None
+
     def leave(self) -> None:
         """Have `hold` deregister and return. Not a checkpoint."""
         self._leaving.set()
@@ -180,14 +192,15 @@ class Registration:
     async def _keep(self, channel: _Channel) -> None:
         while not self._leaving.is_set():
             try:
-                async with self._open_listener() as listener:
+                async with self._open_listener(channel.schedule) as listener:
                     channel.listener = listener
                     await self._follow(channel, listener)
             except Exception as error:  # settings that are of no use, or our bug: neither ends the others
                 if not isinstance(error, RelayError | OSError):
                     _log.error("! a listener of %s failed", self._settings.name, exc_info=error)
-                self._note_failure(channel, error, _CONFIG_RETRY_S)
-                with trio.move_on_after(_CONFIG_RETRY_S):
+                delay_s = channel.schedule.next_delay(error)
+                self._note_failure(channel, error, delay_s)
+                with trio.move_on_after(delay_s):
                     await self._leaving.wait()
             finally:
                 if channel.listener is not None:
@@ -200,6 +213,7 @@ class Registration:
     async def _follow(self, channel: _Channel, listener: Listener) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._heed, channel, listener)
+            nursery.start_soon(self._watch_key, channel, listener)
             await self._leaving.wait()
             nursery.cancel_scope.cancel()
 
@@ -220,6 +234,25 @@ class Registration:
                 case Reconnecting(cause, delay_s):
                     self._note_failure(channel, cause, delay_s)
 
+    async def _watch_key(self, channel: _Channel, listener: Listener) -> None:
+        """While the relay refuses a key: try at once when there is another one, such as in a file that was changed."""
+        while True:
+            await channel.key_refused.wait()
+            channel.key_refused = trio.Event()
+            while channel.leg is RelayLeg.UNAUTHORIZED:
+                await trio.sleep(_KEY_LOOK_S)
+                if (key := self._read_key()) != channel.refused_key:
+                    channel.refused_key = key
+                    listener.hurry()
+
+    def _read_key(self) -> str:
+        """The key as it is now; ``""`` if there is none, or none that can be read."""
+        secret = self._settings.token or self._settings.key
+        try:
+            return "" if secret is None else secret.read()
+        except ConfigError:
+            return ""
+
     def _note_failure(self, channel: _Channel, cause: BaseException, delay_s: float) -> None:
         leg, text = explain(cause, self._settings)
         was_lost = channel.leg is RelayLeg.RECONNECTING and channel.attempts == 0
@@ -227,7 +260,10 @@ class Registration:
             channel.leg = leg
         elif channel.leg is not RelayLeg.CONNECTING:
             channel.leg = RelayLeg.RECONNECTING
-        channel.attempts += 1
+        channel.attempts = channel.schedule.attempts
+        if channel.leg is RelayLeg.UNAUTHORIZED:
+            channel.refused_key = self._read_key()
+            channel.key_refused.set()
         channel.next_try_unix = self._now_unix() + delay_s
         self._note_error(text)
         kind = {RelayLeg.UNAUTHORIZED: "unauthorized", RelayLeg.NOT_FOUND: "not-found"}.get(channel.leg, "retrying")

@@ -26,6 +26,8 @@ from relaycore.edge.config.settings import (
     Target,
 )
 from relaycore.edge.hcm.manager import Manager, open_hcm
+from relaycore.edge.hcm import agent, retry
+from relaycore.edge.hcm.agent import Agent
 from relaycore.edge.hcm.plan import UnknownConnection
 from relaycore.edge.hcm.sessions import SessionBook
 from relaycore.errors import ConfigError
@@ -360,9 +362,10 @@ async def test_a_key_that_cannot_be_read_is_told(world: World, tmp_path: Path):
         await until(lambda: status(manager).status == "Connected")
 
 
-async def test_what_is_not_found_is_found_when_it_is_created(world: World):
+async def test_what_is_not_found_is_found_when_it_is_created(world: World, monkeypatch: pytest.MonkeyPatch):
     """8.3 NotFound, complaint 13: never final."""
     endpoint = await world.endpoint()
+    monkeypatch.setattr(retry, "REFUSED_S", 0.1)
     later = world.connection(endpoint.target, path="later")
     async with world.manager(later) as manager:
         found = await manager.wait_settled("orders")
@@ -374,7 +377,8 @@ async def test_what_is_not_found_is_found_when_it_is_created(world: World):
             assert await ask(sender) == b"ping"
 
 
-async def test_a_deleted_hybrid_connection_is_not_found_and_comes_back(world: World):
+async def test_a_deleted_hybrid_connection_is_not_found_and_comes_back(world: World, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(retry, "REFUSED_S", 0.1)
     endpoint = await world.endpoint()
     async with world.serving(world.connection(endpoint.target)) as manager:
         await world.relay.delete_entity("orders")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 import trio
@@ -54,13 +55,13 @@ def test_what_a_cause_means(cause: Exception, leg: RelayLeg | None, words: list[
 
 
 @asynccontextmanager
-async def managing(relay: FakeRelay) -> AsyncIterator[Manager]:
+async def managing(relay: FakeRelay, key: Secret | None = None) -> AsyncIterator[Manager]:
     entry = HcmConnection(
         "orders",
         RelaySettings("main", f"sb://127.0.0.1:{relay.port}/", is_emulator=True, proxy="none"),
         "orders",
         key_name="RootManageSharedAccessKey",
-        key=Secret("inline", KEY),
+        key=key or Secret("inline", KEY),
         targets=(Target("127.0.0.1", 9),),
         health=NO_PROBE,
     )
@@ -154,6 +155,82 @@ async def test_a_channel_that_is_lost_is_opened_anew(autojump_clock: MockClock):
             kinds = [event.kind for event in manager.recent_events() if event.kind != "metadata-failed"]
             assert kinds == ["added", "connected", "disconnected", "retrying", "connected"]
             await channel.aclose()
+            nursery.cancel_scope.cancel()
+
+
+async def test_what_the_relay_says_decides_when_it_is_asked_again(autojump_clock: MockClock):
+    """8.3: 401, 403 and 404 each minute; a loss, or a relay that is busy, soon; the try and the wait are shown."""
+    with trio.fail_after(36_000):
+        async with open_fake_relay() as relay, managing(relay) as manager, trio.open_nursery() as nursery:
+            asked_at = trio.current_time()
+            request = await relay.next_request("listen")
+            noes = [(404, "no such"), (401, "no key"), (403, "no right"), (401, "no key")]
+            for number, (code, reason) in enumerate(noes):
+                await request.refuse(code, reason)
+                await until(lambda number=number: status(manager).attempts == number + 1, 60)
+                assert status(manager).detail == f"try {number + 2} in 60 s"
+                request = await relay.next_request("listen")
+                assert 60 <= trio.current_time() - asked_at < 61
+                asked_at = trio.current_time()
+            for longest_s in (0.2, 0.4, 0.8):
+                await request.refuse(503, "busy")
+                request = await relay.next_request("listen")
+                assert trio.current_time() - asked_at <= longest_s + 0.1
+                asked_at = trio.current_time()
+            # A full house is no matter of keys: a place may be free at any moment.
+            await request.refuse(403, "ListenersPerEntity: 25")
+            request = await relay.next_request("listen")
+            assert trio.current_time() - asked_at <= 1.7
+            nursery.start_soon(keep, await request.accept())
+            await until(lambda: status(manager).status == "Connected", 60)
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_restart_does_not_wait(autojump_clock: MockClock):
+    """8.3: ``hcm restart`` tries at once, whatever was waited for, and begins the waits anew."""
+    with trio.fail_after(3600):
+        async with open_fake_relay() as relay, managing(relay) as manager:
+            for _ in range(3):
+                await (await relay.next_request("listen")).refuse(401, "InvalidSignature: no")
+                await until(lambda: status(manager).status == "Unauthorized", 60)
+                began = trio.current_time()
+                manager.restart("orders")
+                request = await relay.next_request("listen")
+                assert trio.current_time() - began < 1
+                await request.refuse(503, "busy")
+
+
+async def test_another_key_is_tried_at_once(autojump_clock: MockClock, tmp_path: Path):
+    """8.3 Unauthorized: the key file is read anew each minute, and a changed one within two seconds."""
+    file = tmp_path / "key"
+
+    def write(text: str) -> None:
+        file.touch(mode=0o600)
+        file.write_text(text)
+
+    write("old")
+    with trio.fail_after(3600):
+        async with (
+            open_fake_relay() as relay,
+            managing(relay, Secret("file", str(file))) as manager,
+            trio.open_nursery() as nursery,
+        ):
+            await (await relay.next_request("listen")).refuse(401, "InvalidSignature: no")
+            began = trio.current_time()
+            request = await relay.next_request("listen")
+            assert trio.current_time() - began >= 60
+            await request.refuse(401, "InvalidSignature: no")
+            await until(lambda: status(manager).attempts == 2, 60)
+
+            # Gone, and back: neither is a try of the relay's that the old key would have.
+            began = trio.current_time()
+            file.unlink()
+            await until(lambda: "no token" in status(manager).last_error, 60)
+            write(KEY)
+            request = await relay.next_request("listen")
+            assert trio.current_time() - began < 5
+            nursery.start_soon(keep, await request.accept())
+            await until(lambda: status(manager).status == "Connected", 60)
             nursery.cancel_scope.cancel()
 
 
