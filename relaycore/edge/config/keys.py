@@ -194,7 +194,7 @@ _HEALTH = Section(
             enumeration(OnDown),
             "`reject` answers senders 503 with the reason, `withdraw` leaves them to other listeners, `ignore` dials.",
         ),
-        Key("keep_last", kinds.BOOL, "Reject instead of withdraw as the only listener."),
+        Key("keep_last", kinds.BOOL, "Reject instead of withdraw as the only listener, and when all others have left."),
     ),
 )
 

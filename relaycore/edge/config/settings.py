@@ -176,7 +176,8 @@ class HealthSettings:
 
     Attributes:
       rise, fall: probes in a row that turn it up, and down.
-      keep_last: do not withdraw as the only listener; refuse with 503 instead, so that senders see the true reason.
+      keep_last: do not withdraw as the only listener, and come back when all others have left; refuse with 503 instead,
+        so that senders see the true reason.
     """
 
     probe: Probe = Probe()

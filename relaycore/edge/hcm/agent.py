@@ -83,6 +83,12 @@ _SPREAD: Final = 0.3
 """Part of the probes' interval within which a withdrawal, and the return from it, happens at random: managers that
 watch the same endpoint should not leave at one stroke."""
 
+_LOOK_S: Final = 10.0
+"""Seconds between two looks whether others listen, while an entry keeps away that is not to leave senders alone."""
+
+_FRESH_S: Final = 5.0
+"""Age of what the relay said at which it is asked again for somebody who watches."""
+
 _FAREWELL_S: Final = 20.0
 """Seconds until a leave is cut; the listener bounds its own goodbyes, which together take less."""
 
@@ -375,34 +381,55 @@ class Agent:
     # Keeping away from the relay while the endpoint is down ----------------------------------------------------------
 
     async def _keep_away(self) -> None:
+        look_at = math.inf  # when to see whether anybody else is left
         while True:
             changed = self._changed
-            wanted = self._endpoint.state is EndpointState.DOWN and self.settings.health.on_down is OnDown.WITHDRAW
+            health = self.settings.health
+            wanted = self._endpoint.state is EndpointState.DOWN and health.on_down is OnDown.WITHDRAW
             if wanted == self._is_withdrawn:
-                await changed.wait()
+                with trio.move_on_at(look_at if wanted and health.keep_last else math.inf):
+                    await changed.wait()
+                    continue
+                # Whoever was here has gone since, or withdrew at the same moment as we did.
+                look_at = self._next_look()
+                if self._registration is None and await self._count_others() == 0:
+                    self._is_withdrawn = False
+                    self._emit("returned", "nobody else listens any more; senders are told that the endpoint is down")
+                    self._note_change()
                 continue
-            with trio.move_on_after(self._rng.uniform(0, _SPREAD * self.settings.health.interval_s)) as scope:
+            with trio.move_on_after(self._rng.uniform(0, _SPREAD * health.interval_s)) as scope:
                 await changed.wait()
             if not scope.cancelled_caught:
                 continue
-            if wanted and self.settings.health.keep_last and not await self._has_company():
+            if wanted and health.keep_last and not await self._count_others():
                 # Who else would tell senders the reason? Until somebody else listens, or the endpoint is up.
                 await changed.wait()
                 continue
             self._is_withdrawn = wanted
             if wanted:
+                look_at = self._next_look()
                 self._emit("withdrawn", "leaving the relay while the endpoint is down, so that others get the senders")
             else:
                 self._emit("returned", f"listening again, the endpoint is {self._endpoint.state.value.lower()}")
             self._note_change()
 
-    async def _has_company(self) -> bool:
-        """Whether the relay knows other listeners. Asked now, since what was read a minute ago may be over."""
+    def _next_look(self) -> float:
+        """When to see who is left; at random within limits, lest several managers come back at one stroke."""
+        return trio.current_time() + _LOOK_S * self._rng.uniform(1 - _SPREAD, 1)
+
+    async def _count_others(self) -> int | None:
+        """How many others the relay knows to listen. Asked now, since what was read a minute ago may be over.
+
+        Returns: None if the relay does not say. A channel of ours that is being opened counts as ours.
+        """
         watch = self._metadata
         if watch is None:
-            return False
+            return None
         await watch.read()
-        return watch.is_current and watch.entity is not None and watch.entity.listener_count > self._online
+        if not watch.is_current or watch.entity is None:
+            return None
+        ours = 0 if self._registration is None else self.settings.listeners
+        return max(0, watch.entity.listener_count - ours)
 
     # Taking senders --------------------------------------------------------------------------------------------------
 
@@ -501,6 +528,16 @@ class Agent:
             await self._reject(waiting, DialFailed(502, "the connection manager failed"), "internal")
         note_answer()
 
+    async def _refuse_if_down(self, waiting: WaitingSender, route: Route) -> bool:
+        """Tell a sender that nothing that it could be led to answers. Returns: whether that was so."""
+        if route.health is None or not self._is_refusing:
+            return False
+        refusal = route.health.refusal()
+        if self.settings.listeners > 1:
+            self._refused.note(waiting.incoming, refusal)
+        await self._reject(waiting, refusal, "endpoint-down")
+        return True
+
     async def _serve_raw(self, waiting: WaitingSender, note_answer: Callable[[], None], deadline: float) -> None:
         route = await self._find_route()
         if await self._refuse_if_down(waiting, route):
@@ -534,16 +571,6 @@ class Agent:
             return dialled
 
         async def dial_datagrams(binding: PortBinding) -> trio.socket.SocketType:
-    async def _refuse_if_down(self, waiting: WaitingSender, route: Route) -> bool:
-        """Tell a sender that nothing that it could be led to answers. Returns: whether that was so."""
-        if route.health is None or not self._is_refusing:
-            return False
-        refusal = route.health.refusal()
-        if self.settings.listeners > 1:
-            self._refused.note(waiting.incoming, refusal)
-        await self._reject(waiting, refusal, "endpoint-down")
-        return True
-
             session.endpoint = f"udp:{binding.targets[0]}"
             return await open_datagrams(binding, settings.dial, self._policy())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,9 +26,9 @@ from relaycore.edge.config.settings import (
     RelaySettings,
     Target,
 )
-from relaycore.edge.hcm.manager import Manager, open_hcm
 from relaycore.edge.hcm import agent, retry
 from relaycore.edge.hcm.agent import Agent
+from relaycore.edge.hcm.manager import Manager, open_hcm
 from relaycore.edge.hcm.plan import UnknownConnection
 from relaycore.edge.hcm.sessions import SessionBook
 from relaycore.errors import ConfigError
@@ -364,8 +365,8 @@ async def test_a_key_that_cannot_be_read_is_told(world: World, tmp_path: Path):
 
 async def test_what_is_not_found_is_found_when_it_is_created(world: World, monkeypatch: pytest.MonkeyPatch):
     """8.3 NotFound, complaint 13: never final."""
-    endpoint = await world.endpoint()
     monkeypatch.setattr(retry, "REFUSED_S", 0.1)
+    endpoint = await world.endpoint()
     later = world.connection(endpoint.target, path="later")
     async with world.manager(later) as manager:
         found = await manager.wait_settled("orders")
@@ -611,6 +612,93 @@ async def test_another_manager_with_a_good_endpoint_gets_the_senders(world: Worl
         for _ in range(10):
             async with world.dial() as sender:
                 assert await ask(sender) == b"ping"
+
+
+async def test_who_withdrew_comes_back_when_nobody_is_left(world: World, monkeypatch: pytest.MonkeyPatch):
+    """8.5.6 keep_last: the other one goes away later, and senders are told the reason instead of "no listener"."""
+    monkeypatch.setattr(agent, "_LOOK_S", 0.1)
+    endpoint, other = await world.endpoint(), await world.endpoint()
+    settings = world.connection(endpoint.target, health=withdrawing(True))
+    async with world.serving(settings) as manager:
+        await until(lambda: status(manager).endpoint_leg == "Up")
+        async with world.serving(world.connection(other.target)):
+            endpoint.down()
+            await until(lambda: status(manager).status == "Withdrawn" and not status(manager).listeners_here)
+            async with world.dial() as sender:
+                assert await ask(sender) == b"ping"
+            looked = status(manager).listeners_unix
+            await until(lambda: status(manager).listeners_unix > looked)
+            assert status(manager).status == "Withdrawn"
+        await until(lambda: status(manager).status == "Degraded" and status(manager).listeners_here)
+        refusal = await refusal_of(world)
+        assert refusal.http_status == 503
+        assert "the endpoint is down" in refusal.message
+        assert (
+            "nobody else listens" in [event for event in manager.recent_events() if event.kind == "returned"][-1].text
+        )
+        # And it leaves again for the next one.
+        monkeypatch.setattr(agent, "_FRESH_S", 0.0)
+        async with world.serving(world.connection(other.target)):
+            manager.look_again()
+            await until(lambda: status(manager).status == "Withdrawn" and not status(manager).listeners_here)
+
+
+class Drawn(random.Random):
+    """Draws this part of what it is given."""
+
+    def __init__(self, part: float) -> None:
+        super().__init__()
+        self._part = part
+
+    def uniform(self, a: float, b: float) -> float:
+        return a + self._part * (b - a)
+
+
+async def test_two_that_withdraw_at_the_same_moment(world: World, monkeypatch: pytest.MonkeyPatch):
+    """8.5.6 keep_last: each thinks that the other one stays; one of them comes back, and that is the end of it."""
+    monkeypatch.setattr(agent, "_LOOK_S", 1.0)
+    endpoint = await world.endpoint()
+    settings = world.connection(endpoint.target, health=withdrawing(True))
+    both_asked = trio.Event()
+    asked: list[Agent] = []
+    count_others = Agent._count_others
+
+    async def count_together(self: Agent) -> int | None:
+        found = await count_others(self)
+        if not both_asked.is_set():
+            asked.append(self)
+            if len(asked) == 2:
+                both_asked.set()
+            await both_asked.wait()
+        return found
+
+    async with world.serving(settings, rng=Drawn(0.0)) as first, world.serving(settings, rng=Drawn(1.0)) as second:
+        managers = first, second
+        await until(lambda: all(status(manager).endpoint_leg == "Up" for manager in managers))
+        monkeypatch.setattr(Agent, "_count_others", count_together)
+        endpoint.down()
+        await until(lambda: all(status(manager).status == "Withdrawn" for manager in managers))
+        await until(lambda: status(first).status == "Degraded")
+        assert status(second).status == "Withdrawn"
+        for _ in range(5):
+            assert (await refusal_of(world)).http_status == 503
+        await world.up(endpoint)
+        await until(lambda: all(status(manager).status == "Connected" for manager in managers))
+
+
+async def test_who_watches_sees_fresh_numbers(world: World, monkeypatch: pytest.MonkeyPatch):
+    """8.2 LISTENERS: what is shown to somebody who looks is seconds old, not a minute."""
+    monkeypatch.setattr(agent, "_FRESH_S", 0.1)
+    endpoint = await world.endpoint()
+    async with world.serving(world.connection(endpoint.target)) as manager:
+        await until(lambda: status(manager).listeners_total == 1)
+        async with world.serving(world.connection(endpoint.target)):
+
+            def look() -> bool:
+                manager.look_again()
+                return status(manager).listeners_total == 2
+
+            await until(look)
 
 
 async def test_down_and_ignored(world: World):
