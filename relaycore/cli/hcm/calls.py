@@ -76,6 +76,7 @@ class _Calls:
     # Looking ---------------------------------------------------------------------------------------------------------
 
     async def do_status(self, _: Arguments, __: Emit) -> object:
+        self._manager.look_again()
         await trio.lowlevel.checkpoint()
         return self._manager.status()
 

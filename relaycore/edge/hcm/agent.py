@@ -475,6 +475,7 @@ class Agent:
                     accept=partial(self._decide_http, forwarder),
                     on_request=partial(self._serve_http, forwarder),
                     wait_online=False,
+                    reconnect=reconnect,
                 ) as listener,
                 trio.open_nursery() as nursery,
             ):
@@ -502,7 +503,6 @@ class Agent:
         peer = waiting.incoming.remote_endpoint
         deadline = trio.current_time() + _ANSWER_S
         earlier = self._refused.find(waiting.incoming)
-                    reconnect=reconnect,
         if earlier is not None:
             # The relay offers who was refused with 503 to the next listener, and that one is ours, too.
             if waiting.is_waiting:
@@ -559,6 +559,9 @@ class Agent:
     async def _serve_azbridge(self, waiting: WaitingSender, note_answer: Callable[[], None]) -> None:
         settings = self.settings
         route = await self._find_route() if not settings.ports else self._endpoint.route
+        # The port's name comes only behind the 101. While any port may lead somewhere, a sender is let in to name it.
+        if await self._refuse_if_down(waiting, route):
+            return
         connection = await self._rendezvous_with(waiting)
         note_answer()
         chosen: list[Target] = []
@@ -597,9 +600,6 @@ class Agent:
             finally:
                 for target in chosen:
                     route.order.note_closed(target)
-        # The port's name comes only behind the 101. While any port may lead somewhere, a sender is let in to name it.
-        if await self._refuse_if_down(waiting, route):
-            return
 
     async def _rendezvous_with(self, waiting: WaitingSender) -> Connection:
         began = trio.current_time()
@@ -633,6 +633,7 @@ class Agent:
             self._endpoint.state is EndpointState.DOWN
             and health.on_down is not OnDown.IGNORE
             and health.probe.kind != "none"
+            and not any(port.is_udp for port in self.settings.ports)  # nobody knows how those are
         )
 
     async def _dial(
@@ -671,7 +672,6 @@ class Agent:
                 on_session=session.follow,
             )
         except RelayError as error:
-            and not any(port.is_udp for port in self.settings.ports)  # nobody knows how those are
             self._book.lost += 1
             said = str(error).replace("the first stream", f"the endpoint {session.endpoint}")
             said = said.replace("the second stream", f"the sender {session.sender}".rstrip())
@@ -754,6 +754,11 @@ class Agent:
         if leg is RelayLeg.CONNECTED and self._endpoint.state in (EndpointState.DEGRADED, EndpointState.DOWN):
             return Shown.DEGRADED
         return Shown(leg.value)
+
+    def look_again(self) -> None:
+        """Somebody watches: have the relay asked again how many listen, unless that was a moment ago."""
+        if self._metadata is not None:
+            self._metadata.refresh(older_than_s=_FRESH_S)
 
     def sessions(self) -> list[SessionStatus]:
         """The open connections."""

@@ -273,6 +273,14 @@ class Manager:
             connections=connections,
         )
 
+    def look_again(self) -> None:
+        """Say that somebody watches `status`: ask relays anew, at most every five seconds, how many listen.
+
+        The answers are in the snapshots after that. Not a checkpoint.
+        """
+        for agent in self._agents.values():
+            agent.look_again()
+
     def shown(self) -> list[tuple[str, Shown]]:
         """Each entry's name and the word that `status` has for it, without a look at all its connections."""
         return [(agent.name, agent.shown) for agent in (*self._agents.values(), *self._leaving)]

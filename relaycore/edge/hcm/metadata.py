@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Callable
 from typing import Final
@@ -145,6 +146,7 @@ class MetadataWatch:
         self._interval_s = interval_s
         self._now_unix = now_unix
         self._wanted = trio.Event()
+        self._asked_at = -math.inf
         self._failures = 0
 
     def adopt(self, other: MetadataWatch) -> None:
@@ -156,9 +158,10 @@ class MetadataWatch:
         """The hybrid connection."""
         return self._access.connection_string.entity_path or ""
 
-    def refresh(self) -> None:
-        """Have it read again soon. Not a checkpoint."""
-        self._wanted.set()
+    def refresh(self, *, older_than_s: float = 0.0) -> None:
+        """Have it read again soon, if the last time is as long ago as that. Not a checkpoint."""
+        if trio.current_time() - self._asked_at >= older_than_s:
+            self._wanted.set()
 
     async def run(self) -> None:
         """Read until cancelled."""
@@ -182,6 +185,7 @@ class MetadataWatch:
     async def read(self) -> None:
         """Read once, now. Errors end up in `error`. A checkpoint."""
         before = self.entity, self.target, self.error
+        self._asked_at = trio.current_time()
         try:
             entity = await self._access.management().get_entity(self.path)
         except EndpointNotFound:
