@@ -34,11 +34,10 @@ STRING = f"Endpoint=sb://relay.example:9443/;SharedAccessKeyName=send;SharedAcce
 
 @pytest.fixture
 async def relay() -> AsyncIterator[Relay]:
-    with trio.fail_after(120):
-        async with open_relay() as relay:
-            for path in ("sql", "web"):
-                await relay.create_entity(path)
-            yield relay
+    async with open_relay() as relay:
+        for path in ("sql", "web"):
+            await relay.create_entity(path)
+        yield relay
 
 
 @pytest.fixture

@@ -105,13 +105,12 @@ async def echo(connection: relaycore.Connection) -> None:
 
 @asynccontextmanager
 async def open_bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    with trio.fail_after(120):
-        async with open_relay() as relay, trio.open_nursery() as nursery:
-            await relay.create_entity("sql")
-            bench = Bench(relay, nursery, tmp_path)
-            bench.write()
-            yield bench
-            nursery.cancel_scope.cancel()
+    async with open_relay() as relay, trio.open_nursery() as nursery:
+        await relay.create_entity("sql")
+        bench = Bench(relay, nursery, tmp_path)
+        bench.write()
+        yield bench
+        nursery.cancel_scope.cancel()
 
 
 async def connect(bench: Bench, *args: str, data: bytes = b"") -> tuple[int, bytes, str]:

@@ -367,15 +367,14 @@ async def test_the_running_program_answers_and_tells(tmp_path: Path, monkeypatch
     """
     monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "state"))
     port = free_port()
-    with trio.fail_after(120):
-        async with open_relay() as relay:
-            text = '[{"key":"endpoint","value":"sqldb.corp.invalid:28077"}]'
-            await relay.create_entity("sql", user_metadata=text)
-            found = parse_connection_string(relay.connection_string("sql", rights=["Send"]))
-            monkeypatch.setenv("KEY", found.key or "")
-            path = tmp_path / "relaycore.toml"
-            path.write_text(
-                f"""
+    async with open_relay() as relay:
+        text = '[{"key":"endpoint","value":"sqldb.corp.invalid:28077"}]'
+        await relay.create_entity("sql", user_metadata=text)
+        found = parse_connection_string(relay.connection_string("sql", rights=["Send"]))
+        monkeypatch.setenv("KEY", found.key or "")
+        path = tmp_path / "relaycore.toml"
+        path.write_text(
+            f"""
 [relay.main]
 endpoint = "sb://127.0.0.1:{relay.port}/"
 emulator = true
@@ -391,22 +390,22 @@ path = "sql"
 key_name = "{found.key_name}"
 key = {{ env = "KEY" }}
 """
-            )
-            config = ["--config", str(path)]
-            async with run_program("connect", "run", *config) as program:
-                await program.wait_err("names: on 127.0.0.1:")
-                await program.wait_err("forwards are listening")
-                code, out, err = await finish("connect", "dns", "query", "SQLDB.corp.invalid", *config)
-                assert code == 0, err
-                address = out.decode().split()[-1]
-                assert address.startswith("127.77.")
-                code, out, err = await finish("connect", "dns", "query", "other.invalid", *config)
-                assert code == 8, err
-                code, out, err = await finish("connect", "hosts", "print", *config)
-                assert (code, err) == (0, "")
-                assert f"{address}\tsqldb.corp.invalid\t# orders\n" in out.decode()
-                code, out, err = await finish("connect", "hosts", "check", *config)
-                assert code == 8
-                assert "sqldb.corp.invalid -> NOT redirected" in out.decode()
-                program.signal(signal.SIGTERM)
-                assert await program.exit_code() == 0
+        )
+        config = ["--config", str(path)]
+        async with run_program("connect", "run", *config) as program:
+            await program.wait_err("names: on 127.0.0.1:")
+            await program.wait_err("forward is listening")
+            code, out, err = await finish("connect", "dns", "query", "SQLDB.corp.invalid", *config)
+            assert code == 0, err
+            address = out.decode().split()[-1]
+            assert address.startswith("127.77.")
+            code, out, err = await finish("connect", "dns", "query", "other.invalid", *config)
+            assert code == 8, err
+            code, out, err = await finish("connect", "hosts", "print", *config)
+            assert (code, err) == (0, "")
+            assert f"{address}\tsqldb.corp.invalid\t# orders\n" in out.decode()
+            code, out, err = await finish("connect", "hosts", "check", *config)
+            assert code == 8
+            assert "sqldb.corp.invalid -> NOT redirected" in out.decode()
+            program.signal(signal.SIGTERM)
+            assert await program.exit_code() == 0

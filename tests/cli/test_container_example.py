@@ -54,47 +54,46 @@ async def health(service: Mapping[str, Any], port: int) -> int:
 async def test_the_services_carry_a_connection(services, home):
     """The environment of the compose file is all that both programs get."""
     ports = {name: free_port() for name in ("hcm", "connect", "local")}
-    with trio.fail_after(120):
-        async with open_relay() as relay, trio.open_nursery() as nursery:
-            await relay.create_entity("orders-sql")
-            parsed = parse_connection_string(relay.connection_string())
-            [listener] = await nursery.start(partial(trio.serve_tcp, echo, 0, host="127.0.0.1"))
-            instead = {
-                "${RELAY:?}": f"sb://127.0.0.1:{relay.port}/",
-                "${LISTENER_KEY-}": parsed.key,
-                "${SENDER_KEY-}": parsed.key,
-                "listener": parsed.key_name,
-                "sender": parsed.key_name,
-                "db:5432": f"127.0.0.1:{listener.socket.getsockname()[1]}",
-                "0.0.0.0:5432": f"127.0.0.1:{ports['local']}",
-            }
+    async with open_relay() as relay, trio.open_nursery() as nursery:
+        await relay.create_entity("orders-sql")
+        parsed = parse_connection_string(relay.connection_string())
+        [listener] = await nursery.start(partial(trio.serve_tcp, echo, 0, host="127.0.0.1"))
+        instead = {
+            "${RELAY:?}": f"sb://127.0.0.1:{relay.port}/",
+            "${LISTENER_KEY-}": parsed.key,
+            "${SENDER_KEY-}": parsed.key,
+            "listener": parsed.key_name,
+            "sender": parsed.key_name,
+            "db:5432": f"127.0.0.1:{listener.socket.getsockname()[1]}",
+            "0.0.0.0:5432": f"127.0.0.1:{ports['local']}",
+        }
 
-            def program(name: str):
-                service = services[name]
-                environ = {key: instead.get(text, text) for key, text in service["environment"].items()}
-                for key, text in environ.items():
-                    environ[key] = text.replace("0.0.0.0:9464", f"127.0.0.1:{ports[name]}")
-                folder = home.parent / name
-                folder.mkdir(mode=0o700)
-                environ |= {"RUNTIME_DIRECTORY": str(folder), "STATE_DIRECTORY": str(folder)}
-                environ["RELAYCORE__RELAY__MAIN__EMULATOR"] = "true"  # the relay of this test has no certificate
-                assert service["command"][0] == "relaycore"
-                return run_program(*service["command"][1:], environ=environ)
+        def program(name: str):
+            service = services[name]
+            environ = {key: instead.get(text, text) for key, text in service["environment"].items()}
+            for key, text in environ.items():
+                environ[key] = text.replace("0.0.0.0:9464", f"127.0.0.1:{ports[name]}")
+            folder = home.parent / name
+            folder.mkdir(mode=0o700)
+            environ |= {"RUNTIME_DIRECTORY": str(folder), "STATE_DIRECTORY": str(folder)}
+            environ["RELAYCORE__RELAY__MAIN__EMULATOR"] = "true"  # the relay of this test has no certificate
+            assert service["command"][0] == "relaycore"
+            return run_program(*service["command"][1:], environ=environ)
 
-            async with program("hcm") as manager, program("connect") as forwarder:
-                await manager.wait_err("connected: ")
-                await forwarder.wait_err("1 of 1 forwards are listening")
-                async with await trio.open_tcp_stream("127.0.0.1", ports["local"]) as stream:
-                    await stream.send_all(b"hello")
-                    await stream.send_eof()
-                    assert b"".join([data async for data in stream]) == b"hello"
-                for name in ("hcm", "connect"):
-                    assert await health(services[name], ports[name]) == 0
-                assert not (home / ".config").exists()
-                manager.signal(15)
-                assert await manager.exit_code() == 0
-                assert await health(services["hcm"], ports["hcm"]) != 0
-            nursery.cancel_scope.cancel()
+        async with program("hcm") as manager, program("connect") as forwarder:
+            await manager.wait_err("connected: ")
+            await forwarder.wait_err("1 of 1 forward is listening")
+            async with await trio.open_tcp_stream("127.0.0.1", ports["local"]) as stream:
+                await stream.send_all(b"hello")
+                await stream.send_eof()
+                assert b"".join([data async for data in stream]) == b"hello"
+            for name in ("hcm", "connect"):
+                assert await health(services[name], ports[name]) == 0
+            assert not (home / ".config").exists()
+            manager.signal(15)
+            assert await manager.exit_code() == 0
+            assert await health(services["hcm"], ports["hcm"]) != 0
+        nursery.cancel_scope.cancel()
 
 
 def test_both_services_are_closed_in_alike(services):

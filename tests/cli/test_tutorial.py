@@ -142,20 +142,20 @@ async def _serve(database: trio.SocketListener, running: trio.CancelScope) -> No
         await trio.serve_listeners(answer, [database])  # closes it, too
 
 
+@pytest.mark.bound(180)
 async def test_the_tutorial(home):
     (home / "run").mkdir(mode=0o700, parents=True)
     settings = home / ".config" / "relaycore" / "relaycore.toml"
     settings.parent.mkdir(parents=True)
     settings.touch()
-    with trio.fail_after(180):
-        [database] = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        reader = Reader(home, free_port(), database.socket.getsockname()[1])
-        async with trio.open_nursery() as nursery, AsyncExitStack() as programs:
-            running = trio.CancelScope()
-            nursery.start_soon(_serve, database, running)
-            await _follow(reader, programs, home, database, running)
-            await programs.aclose()
-            nursery.cancel_scope.cancel()
+    [database] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    reader = Reader(home, free_port(), database.socket.getsockname()[1])
+    async with trio.open_nursery() as nursery, AsyncExitStack() as programs:
+        running = trio.CancelScope()
+        nursery.start_soon(_serve, database, running)
+        await _follow(reader, programs, home, database, running)
+        await programs.aclose()
+        nursery.cancel_scope.cancel()
 
 
 async def _follow(
@@ -187,7 +187,7 @@ async def _follow(
     reader.sees(Step(step.command, step.shown[1:]), *await reader.types(step, strings["sender"]))
     step = reader.next("relaycore connect run")
     forwarder = await reader.starts(step, stack)
-    reader.sees(step, await forwarder.wait_err("1 of 1 forwards are listening"))
+    reader.sees(step, await forwarder.wait_err("1 of 1 forward is listening"))
     step = reader.next("relaycore connect test")
     reader.sees(step, *await reader.types(step, code=8))
     # 5

@@ -83,11 +83,10 @@ async def serving(app, relay: Relay, *, path: str = "web", **options) -> AsyncIt
         finally:
             has_ended.set()
 
-    with trio.fail_after(60):
-        async with trio.open_nursery() as nursery, httpx2.AsyncClient(timeout=30) as http:
-            listener = await nursery.start(serve)
-            yield Served(relay, path, http, listener, scope, has_ended)
-            scope.cancel()
+    async with trio.open_nursery() as nursery, httpx2.AsyncClient(timeout=30) as http:
+        listener = await nursery.start(serve)
+        yield Served(relay, path, http, listener, scope, has_ended)
+        scope.cancel()
 
 
 @asynccontextmanager

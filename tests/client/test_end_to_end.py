@@ -16,14 +16,6 @@ from relaycore.net.errors import StreamClosed, StreamLost
 from relaycore.testing import Relay, open_relay
 
 
-@pytest.fixture(autouse=True)
-async def time_limit() -> AsyncIterator[None]:
-    """A lost wake-up must fail the test, not hang the suite."""
-    await trio.lowlevel.checkpoint()
-    with trio.fail_after(60):
-        yield
-
-
 @pytest.fixture
 async def relay() -> AsyncIterator[Relay]:
     async with open_relay() as relay:

@@ -45,14 +45,6 @@ SIZES = [0, 1, 65_535, 65_536, 65_537, 10 * 1_048_576]
 CONTROL_SIZES = [size for size in SIZES if size <= 65_536]
 
 
-@pytest.fixture(autouse=True)
-async def time_limit(request: pytest.FixtureRequest) -> AsyncIterator[None]:
-    """A lost wake-up must fail the test, not hang the suite. A clock that jumps reaches its limit at once."""
-    is_virtual = "autojump_clock" in request.fixturenames
-    with trio.fail_after(30 * 86_400 if is_virtual else 60):
-        yield
-
-
 @pytest.fixture
 async def relay() -> AsyncIterator[FakeRelay]:
     async with open_fake_relay() as relay:

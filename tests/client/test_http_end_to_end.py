@@ -22,14 +22,6 @@ from relaycore.testing import Relay, open_relay
 SIZES = [0, 1, 65_000, 65_535, 65_536, 65_537, 10 * 1_048_576]
 
 
-@pytest.fixture(autouse=True)
-async def time_limit() -> AsyncIterator[None]:
-    """A lost wake-up must fail the test, not hang the suite."""
-    await trio.lowlevel.checkpoint()
-    with trio.fail_after(60):
-        yield
-
-
 @pytest.fixture
 async def relay() -> AsyncIterator[Relay]:
     async with open_relay() as relay:

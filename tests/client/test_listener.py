@@ -38,14 +38,6 @@ from relaycore.wire.sas import make_token, parse_token
 NOT_FOUND = "Endpoint does not exist: orders. TrackingId:0_G0"
 
 
-@pytest.fixture(autouse=True)
-async def time_limit(request: pytest.FixtureRequest) -> AsyncIterator[None]:
-    """A lost wake-up must fail the test, not hang the suite. A clock that jumps reaches its limit at once."""
-    is_virtual = "autojump_clock" in request.fixturenames
-    with trio.fail_after(30 * 86_400 if is_virtual else 60):
-        yield
-
-
 @pytest.fixture
 async def relay() -> AsyncIterator[FakeRelay]:
     async with open_fake_relay() as relay:

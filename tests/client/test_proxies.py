@@ -20,12 +20,6 @@ from relaycore.wire.http1 import build_request
 from relaycore.wire.sas import make_token
 
 
-@pytest.fixture(autouse=True)
-async def time_limit() -> AsyncIterator[None]:
-    with trio.fail_after(60):
-        yield
-
-
 @pytest.fixture(params=[open_http_proxy, open_socks_proxy])
 async def proxy(request: pytest.FixtureRequest) -> AsyncIterator[TestProxy]:
     async with request.param("ann", "hush") as made:

@@ -26,13 +26,6 @@ from relaycore.testing import Relay, open_relay
 BLOB = os.urandom(1_500_001)
 
 
-@pytest.fixture(autouse=True)
-async def time_limit() -> AsyncIterator[None]:
-    await trio.lowlevel.checkpoint()
-    with trio.fail_after(60):
-        yield
-
-
 @contextlib.asynccontextmanager
 async def tcp_pair() -> AsyncIterator[tuple[trio.SocketStream, trio.SocketStream]]:
     [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")

@@ -44,14 +44,11 @@ async def listening(relay: FakeRelay, handler: Handler, **options) -> AsyncItera
         except trio.BrokenResourceError:
             await channel.aclose()
 
-    # A lost wake-up must fail the test, not hang the suite. A fixture's deadline would not reach the test's own task.
-    limit_s = 86_400 if isinstance(trio.lowlevel.current_clock(), MockClock) else 30
-    with trio.fail_after(limit_s):
-        async with trio.open_nursery() as nursery:
-            channels = await nursery.start(serve)
-            async with relaycore.open_listener(relay.connection_string(), on_sender=handler, **options) as listener:
-                yield listener, await channels.receive()
-            nursery.cancel_scope.cancel()
+    async with trio.open_nursery() as nursery:
+        channels = await nursery.start(serve)
+        async with relaycore.open_listener(relay.connection_string(), on_sender=handler, **options) as listener:
+            yield listener, await channels.receive()
+        nursery.cancel_scope.cancel()
 
 
 async def until(condition: Callable[[], object]) -> None:

@@ -66,25 +66,23 @@ async def open_world(
     ssl_context: ssl.SSLContext | None = None,
     **settings,
 ) -> AsyncIterator[World]:
-    # A lost wake-up must fail the test, not hang the suite.
-    with trio.fail_after(60):
-        async with open_relay() as relay, open_origin(script) as origin:
-            await relay.create_entity(path, requires_client_authorization=False)
-            where = parse_origin_url((url or origin.url) + base)
-            forwarder = HttpForwarder(ForwardSettings(where, sender_scheme="http", **settings), path, ssl_context)
-            async with (
-                relaycore.open_listener(
-                    relay.connection_string(path), accept=forwarder.accept, on_request=forwarder.serve
-                ) as listener,
-                trio.open_nursery() as nursery,
-            ):
-                nursery.start_soon(forwarder.run, listener)
-                world = World(relay, origin, forwarder, listener)
-                try:
-                    yield world
-                finally:
-                    await cut(*(peer.stream for peer in world.peers))  # noqa: ASYNC102 - shields itself
-                nursery.cancel_scope.cancel()
+    async with open_relay() as relay, open_origin(script) as origin:
+        await relay.create_entity(path, requires_client_authorization=False)
+        where = parse_origin_url((url or origin.url) + base)
+        forwarder = HttpForwarder(ForwardSettings(where, sender_scheme="http", **settings), path, ssl_context)
+        async with (
+            relaycore.open_listener(
+                relay.connection_string(path), accept=forwarder.accept, on_request=forwarder.serve
+            ) as listener,
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(forwarder.run, listener)
+            world = World(relay, origin, forwarder, listener)
+            try:
+                yield world
+            finally:
+                await cut(*(peer.stream for peer in world.peers))  # noqa: ASYNC102 - shields itself
+            nursery.cancel_scope.cancel()
 
 
 class CancelAtStep(trio.abc.Instrument):

@@ -193,6 +193,7 @@ class Chaos:
         self.victims_done += 1
 
 
+@pytest.mark.bound(150)
 @pytest.mark.chaos
 @pytest.mark.parametrize(
     ("seed", "mover", "threads", "buffers"),
@@ -210,16 +211,15 @@ async def test_chaos(start_relay, seed: int, mover: str, threads: int, buffers: 
     for index in range(ENTITIES):
         await relay.store.create_entity(namespace, f"e{index}", requires_client_authorization=False)
     chaos = Chaos(relay, seed)
-    with trio.fail_after(150):
-        async with trio.open_nursery() as nursery:
-            for index in range(ENTITIES * 3):
-                nursery.start_soon(chaos.listener, f"e{index % ENTITIES}", nursery)
-            nursery.start_soon(chaos.kill_controls)
-            async with trio.open_nursery() as senders:
-                for index in range(SESSIONS):
-                    run = chaos.bystander if index % 2 else chaos.victim
-                    senders.start_soon(run, index // 2)
-            nursery.cancel_scope.cancel()
+    async with trio.open_nursery() as nursery:
+        for index in range(ENTITIES * 3):
+            nursery.start_soon(chaos.listener, f"e{index % ENTITIES}", nursery)
+        nursery.start_soon(chaos.kill_controls)
+        async with trio.open_nursery() as senders:
+            for index in range(SESSIONS):
+                run = chaos.bystander if index % 2 else chaos.victim
+                senders.start_soon(run, index // 2)
+        nursery.cancel_scope.cancel()
     assert chaos.bystanders_done == SESSIONS // 2
     assert chaos.victims_done == SESSIONS // 2
     await relay.hang_up()

@@ -268,6 +268,7 @@ def check_answer(answer: HttpAnswer, name: str, body: bytes) -> None:
     assert rest == filling(head + newline, len(rest))
 
 
+@pytest.mark.bound(150)
 @pytest.mark.chaos
 @pytest.mark.parametrize("seed", [1, 2])
 async def test_http_chaos(start_relay, seed: int) -> None:
@@ -286,27 +287,26 @@ async def test_http_chaos(start_relay, seed: int) -> None:
     chaos = Chaos(relay, seed)
     most_exchanges = grown = 0
     before = resident_bytes()
-    with trio.fail_after(150):
-        async with trio.open_nursery() as nursery:
+    async with trio.open_nursery() as nursery:
 
-            async def watch() -> None:
-                nonlocal most_exchanges, grown
-                while True:
-                    statistics = relay.server.statistics()
-                    most_exchanges = max(most_exchanges, statistics.exchanges)
-                    grown = max(grown, resident_bytes() - before)
-                    assert statistics.http_buffered_bytes <= BUFFER_BYTES
-                    assert relay.server.check_consistency() == []
-                    await trio.sleep(0.1)
+        async def watch() -> None:
+            nonlocal most_exchanges, grown
+            while True:
+                statistics = relay.server.statistics()
+                most_exchanges = max(most_exchanges, statistics.exchanges)
+                grown = max(grown, resident_bytes() - before)
+                assert statistics.http_buffered_bytes <= BUFFER_BYTES
+                assert relay.server.check_consistency() == []
+                await trio.sleep(0.1)
 
-            for index in range(LISTENERS):
-                nursery.start_soon(chaos.listener, f"e{index % ENTITIES}", nursery)
-            nursery.start_soon(chaos.kill_controls)
-            nursery.start_soon(watch)
-            async with trio.open_nursery() as senders:
-                for number in range(REQUESTS):
-                    senders.start_soon(chaos.sender, number)
-            nursery.cancel_scope.cancel()
+        for index in range(LISTENERS):
+            nursery.start_soon(chaos.listener, f"e{index % ENTITIES}", nursery)
+        nursery.start_soon(chaos.kill_controls)
+        nursery.start_soon(watch)
+        async with trio.open_nursery() as senders:
+            for number in range(REQUESTS):
+                senders.start_soon(chaos.sender, number)
+        nursery.cancel_scope.cancel()
     assert chaos.vanished + chaos.outcomes.total() == REQUESTS
     # Each kind of end was there, or nothing was tested. How many of each is for the speed of the machine to say: on an
     # idle one half are answered, on one that stands still for seconds a fifth.

@@ -519,12 +519,11 @@ class Origins:
 
 @pytest.fixture
 async def both(plain_target: Target) -> AsyncIterator[Origins]:
-    with trio.fail_after(30):
-        async with direct_origin() as (origin, url), our_http_listener(plain_target, "open") as listener:
-            urls = url, http_url(plain_target)
-            direct, relayed = [await RawSender.open(each) for each in urls]
-            async with direct.stream, relayed.stream:
-                yield Origins(direct, relayed, (origin.seen, listener.seen), urls)
+    async with direct_origin() as (origin, url), our_http_listener(plain_target, "open") as listener:
+        urls = url, http_url(plain_target)
+        direct, relayed = [await RawSender.open(each) for each in urls]
+        async with direct.stream, relayed.stream:
+            yield Origins(direct, relayed, (origin.seen, listener.seen), urls)
 
 
 AS_USUAL = Answer()

@@ -112,11 +112,10 @@ async def line(request: pytest.FixtureRequest, plain_target: Target) -> AsyncIte
 @asynccontextmanager
 async def open_line(target: Target, listener: str) -> AsyncIterator[Line]:
     url = target.base_url.replace("ws", "http", 1)
-    with trio.fail_after(60):
-        async with LISTENERS[listener](target, "open") as origin:
-            sender = await RawSender.open(url)
-            async with sender.stream:
-                yield Line(sender, origin, listener == "hyco-https", url)
+    async with LISTENERS[listener](target, "open") as origin:
+        sender = await RawSender.open(url)
+        async with sender.stream:
+            yield Line(sender, origin, listener == "hyco-https", url)
 
 
 # What the published tests do (20.1) ---------------------------------------------------------------------------------

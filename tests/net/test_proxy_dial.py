@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator
 
 import pytest
 import trio
@@ -15,12 +14,6 @@ from relaycore.errors import ConnectionLost
 from relaycore.net.connect import open_transport, parse_ws_url
 from relaycore.net.proxy import Proxy
 from relaycore.net.proxy_dial import PROXY_TIMEOUT, ProxyFailed, open_tcp
-
-
-@pytest.fixture(autouse=True)
-async def time_limit(request: pytest.FixtureRequest) -> AsyncIterator[None]:
-    with trio.fail_after(86_400 if "autojump_clock" in request.fixturenames else 60):
-        yield
 
 
 @pytest.fixture(params=["127.0.0.1", "::1"])

@@ -1,19 +1,8 @@
-"""Puts the helpers of these tests on the path, and bounds each test."""
+"""Puts the helpers of these tests on the path."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 
-import pytest
-import trio
-
 sys.path.insert(0, str(Path(__file__).parent))  # for legs.py
-
-
-@pytest.fixture
-async def time_limit() -> AsyncIterator[None]:
-    await trio.lowlevel.checkpoint()
-    with trio.fail_after(60):
-        yield

@@ -172,7 +172,7 @@ class Listeners:
         return self.peers[index]
 
 
-async def test_each_datagram_is_one_message_and_split_ones_are_put_together(time_limit):
+async def test_each_datagram_is_one_message_and_split_ones_are_put_together():
     listeners = Listeners()
     async with forwarding(listeners.open_one) as local:
         with await client_of(local) as client:
@@ -190,7 +190,7 @@ async def test_each_datagram_is_one_message_and_split_ones_are_put_together(time
             assert (statistics.peers, statistics.dropped, statistics.failures) == (1, 0, 0)
 
 
-async def test_each_peer_has_its_own_connection_and_its_own_answers(time_limit):
+async def test_each_peer_has_its_own_connection_and_its_own_answers():
     listeners = Listeners()
     async with forwarding(listeners.open_one) as local:
         with contextlib.ExitStack() as stack:
@@ -204,7 +204,7 @@ async def test_each_peer_has_its_own_connection_and_its_own_answers(time_limit):
             assert len(local.forward.peers) == 5
 
 
-async def test_a_slow_dial_delays_nobody_else_and_keeps_what_came_meanwhile(time_limit):
+async def test_a_slow_dial_delays_nobody_else_and_keeps_what_came_meanwhile():
     listeners = Listeners()
     slow = trio.Event()
 
@@ -421,7 +421,7 @@ async def dns_through_the_relay(relay: Relay) -> AsyncIterator[Local]:
         yield local
 
 
-async def test_queries_of_all_sizes_through_both_roles(time_limit, relay: Relay):
+async def test_queries_of_all_sizes_through_both_roles(relay: Relay):
     async with dns_through_the_relay(relay) as local:
         with await client_of(local) as client:
             for size in (0, 1, 12, 512, 1_232, 4_096, 8_192, 65_000, 65_506, 65_507):
@@ -430,7 +430,7 @@ async def test_queries_of_all_sizes_through_both_roles(time_limit, relay: Relay)
                 assert await client.recv(65_536) == query[::-1]
 
 
-async def test_several_peers_at_once_through_both_roles(time_limit, relay: Relay):
+async def test_several_peers_at_once_through_both_roles(relay: Relay):
     async with dns_through_the_relay(relay) as local:
 
         async def ask() -> None:
@@ -446,7 +446,7 @@ async def test_several_peers_at_once_through_both_roles(time_limit, relay: Relay
         assert local.forward.statistics().peers == 8
 
 
-async def test_a_no_of_the_listener_reaches_the_sender_in_its_words(time_limit, relay: Relay):
+async def test_a_no_of_the_listener_reaches_the_sender_in_its_words(relay: Relay):
     target = Target("127.0.0.1", 9)
     async with through_the_relay(relay, "nope", PortBinding("a", (target,)), PortBinding("b", (target,))) as local:
         with await client_of(local) as client:
@@ -456,7 +456,7 @@ async def test_a_no_of_the_listener_reaches_the_sender_in_its_words(time_limit, 
     assert local.failures == ["port 'nope': unknown port name 'nope'; offered: a, b"]
 
 
-async def test_an_endpoint_that_refuses_is_named_to_the_sender(time_limit, relay: Relay):
+async def test_an_endpoint_that_refuses_is_named_to_the_sender(relay: Relay):
     [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listener.socket.getsockname()[1]
     await listener.aclose()
@@ -497,7 +497,7 @@ async def read_all(stream: trio.SocketStream) -> bytes:
 
 @pytest.mark.parametrize("client_first", [True, False])
 @pytest.mark.parametrize("replies", [True, False])
-async def test_each_end_of_data_passes_by_itself(time_limit, relay: Relay, client_first: bool, replies: bool):
+async def test_each_end_of_data_passes_by_itself(relay: Relay, client_first: bool, replies: bool):
     async with tcp_through_the_relay(relay) as (client, server):
         first, second = (client, server) if client_first else (server, client)
         await first.send_all(b"question")
@@ -510,7 +510,7 @@ async def test_each_end_of_data_passes_by_itself(time_limit, relay: Relay, clien
         assert await read_all(first) == (b"0" * 70_000 + b"1" * 70_000 + b"2" * 70_000 if replies else b"")
 
 
-async def test_both_ends_at_once(time_limit, relay: Relay):
+async def test_both_ends_at_once(relay: Relay):
     async with tcp_through_the_relay(relay) as (client, server):
         for stream in (client, server):
             await stream.send_all(b"last words")
@@ -519,7 +519,7 @@ async def test_both_ends_at_once(time_limit, relay: Relay):
 
 
 @pytest.mark.parametrize("by_client", [True, False])
-async def test_a_reset_is_a_reset_at_the_other_end(time_limit, relay: Relay, by_client: bool):
+async def test_a_reset_is_a_reset_at_the_other_end(relay: Relay, by_client: bool):
     async with tcp_through_the_relay(relay) as (client, server):
         gone, left = (client, server) if by_client else (server, client)
         await gone.send_all(b"x")
@@ -529,7 +529,7 @@ async def test_a_reset_is_a_reset_at_the_other_end(time_limit, relay: Relay, by_
             await left.receive_some()
 
 
-async def test_a_stream_through_both_roles_is_carried_by_c(time_limit, relay: Relay):
+async def test_a_stream_through_both_roles_is_carried_by_c(relay: Relay):
     data = os.urandom(3_000_000)
     engine = shared_engine()
     assert engine is not None

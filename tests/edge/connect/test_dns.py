@@ -41,11 +41,6 @@ NAMES = (
 ANY = ListenAt("tcp", "127.0.0.1", 0)
 
 
-@pytest.fixture
-def time_limit() -> None:
-    """Tests that wait have their own."""
-
-
 def stub_of(upstream="none", names: Iterable[Redirection] = NAMES, **others) -> DnsStub:
     return DnsStub(DnsSettings(ttl_s=7, upstream=upstream), lambda: names, pool=POOL, **others)
 
@@ -290,12 +285,11 @@ async def open_stub(
 ) -> AsyncIterator[tuple[tuple[str, int], Counter[str]]]:
     counts: Counter[str] = Counter()
     settings = DnsSettings(listen, 7, upstream)
-    with trio.fail_after(60):
-        async with trio.open_nursery() as nursery:
-            serve = partial(serve_dns, settings, lambda: NAMES, pool=POOL, name_servers=name_servers, counts=counts)
-            opened = await nursery.start(serve)
-            yield opened[0].address, counts
-            nursery.cancel_scope.cancel()
+    async with trio.open_nursery() as nursery:
+        serve = partial(serve_dns, settings, lambda: NAMES, pool=POOL, name_servers=name_servers, counts=counts)
+        opened = await nursery.start(serve)
+        yield opened[0].address, counts
+        nursery.cancel_scope.cancel()
 
 
 async def ask_udp(address: tuple[str, int], query: bytes) -> bytes:

@@ -40,11 +40,6 @@ BLOCK = (
 
 
 @pytest.fixture
-def time_limit() -> None:
-    """Tests that wait have their own."""
-
-
-@pytest.fixture
 def file(tmp_path: Path) -> HostsFile:
     path = tmp_path / "hosts"
     path.write_text(SYSTEM)

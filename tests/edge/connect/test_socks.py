@@ -13,12 +13,6 @@ from relaycore.edge.connect.socks import Farewell, ProxyReader, RequestKind, Say
 from relaycore.errors import ConfigError
 from relaycore.wire.http1 import RequestHead, RequestReader, ResponseHead, ResponseReader
 
-
-@pytest.fixture
-def time_limit() -> None:
-    """Nothing here waits."""
-
-
 USERS = {"ann": "hush", "bért": "pä:ss"}
 TAIL = b"and what the program says first"
 

@@ -65,10 +65,9 @@ class Place:
 async def open_place(
     *, now_unix: Callable[[], float] = time.time, tls: TlsConfig | None = None, **entity
 ) -> AsyncIterator[Place]:
-    with trio.fail_after(60):
-        async with open_relay(now_unix=now_unix, tls=tls) as relay:
-            await relay.create_entity("orders", **{"user_metadata": ENDPOINT, **entity})
-            yield Place(relay)
+    async with open_relay(now_unix=now_unix, tls=tls) as relay:
+        await relay.create_entity("orders", **{"user_metadata": ENDPOINT, **entity})
+        yield Place(relay)
 
 
 async def emitted(examine, *arguments, **options) -> list[Finding]:

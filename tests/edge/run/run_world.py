@@ -150,7 +150,7 @@ async def _answer(stream: trio.SocketStream) -> None:
 
 @asynccontextmanager
 async def open_run_world(serve=_answer) -> AsyncIterator[RunWorld]:
-    with trio.fail_after(120), open_directory() as directory:
+    with open_directory() as directory:
         async with open_relay() as relay:
             await relay.create_entity("orders", requires_client_authorization=False)
             world = RunWorld(relay, directory, serve)
