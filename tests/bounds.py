@@ -60,7 +60,7 @@ def bounded(async_fn: Callable[..., Awaitable[None]], seconds: float) -> Callabl
                 await async_fn(*args, **kwargs)
         except BaseException as error:
             if turn.tasks:
-                raise Overran(f"{turn}\non its way out: {error!r}") from error
+                raise Overran(f"{turn}\non its way out: {error!r}") from error  # noqa: ASYNC104 - our own cancellation
             raise
         finally:
             watch.turn = None
