@@ -4,6 +4,7 @@ import threading
 
 import pytest
 from _native import oracle
+from _native.counting import CountingLib
 from _native.oracle import Broken, Frame, Oracle
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -198,25 +199,6 @@ def test_a_receive_may_be_larger_than_the_work_area():
 def test_any_bytes_like_is_taken():
     for data in (b"\x81\x01x", bytearray(b"\x81\x01x"), memoryview(b"_\x81\x01x")[1:]):
         assert Decoder(masked=False).receive(data) == [(1, True, b"x")]
-
-
-class CountingLib:
-    """Stands where a module of ours keeps ``lib``, and counts the calls."""
-
-    def __init__(self, lib):
-        self._lib = lib
-        self.calls = []
-
-    def __getattr__(self, name):
-        value = getattr(self._lib, name)
-        if not callable(value):
-            return value
-
-        def counted(*args):
-            self.calls.append(name)
-            return value(*args)
-
-        return counted
 
 
 def test_one_receive_is_one_crossing(monkeypatch):

@@ -8,6 +8,7 @@ from itertools import product
 
 import pytest
 from _native import oracle
+from _native.counting import CountingLib
 from _native.oracle import Frame
 from hypothesis import given
 from hypothesis import strategies as st
@@ -721,25 +722,6 @@ def test_whatever_is_said_arrives(kinds, talk, in_place, which, seed):
 
 
 # The border ----------------------------------------------------------------------------------------------------------
-
-
-class CountingLib:
-    """Stands where the module keeps ``lib``, and counts the calls."""
-
-    def __init__(self, lib):
-        self._lib = lib
-        self.calls = []
-
-    def __getattr__(self, name):
-        value = getattr(self._lib, name)
-        if not callable(value):
-            return value
-
-        def counted(*args):
-            self.calls.append(name)
-            return value(*args)
-
-        return counted
 
 
 def test_one_receive_is_one_crossing(monkeypatch):

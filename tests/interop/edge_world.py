@@ -19,7 +19,7 @@ import socket
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import chain, pairwise
@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import trio
+from endpoints import Endpoint, echo
 from interop.edge_chain import program, run
 
 from relaycore.edge.control.client import ControlClient
@@ -42,59 +43,25 @@ _NAME_BYTES: Final = 1
 # Servers --------------------------------------------------------------------------------------------------------------
 
 
-class Place:
-    """A server that says its name of one letter and then sends back what comes; it can be away for a while.
+class Place(Endpoint):
+    """A server that says its name of one letter and then sends back what comes.
 
     Attributes:
-      accepted: connections so far; ``reset`` of them broke.
+      reset: connections that broke.
     """
 
     def __init__(self, name: str) -> None:
         assert len(name) == _NAME_BYTES
+        super().__init__(self._echo)
         self.name = name
-        self.port = 0
-        self.accepted = 0
         self.reset = 0
-        self._scope: trio.CancelScope | None = None
-
-    async def serve(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """Serve until `go`; connections are cut then."""
-        listeners = await trio.open_tcp_listeners(self.port, host="127.0.0.1")
-        self.port = listeners[0].socket.getsockname()[1]
-        task_status.started()
-        with trio.CancelScope() as self._scope:
-            await trio.serve_listeners(self._echo, listeners)
-
-    def go(self) -> None:
-        """Refuse from now on."""
-        assert self._scope is not None
-        self._scope.cancel()
 
     async def _echo(self, stream: trio.SocketStream) -> None:
-        self.accepted += 1
         try:
-            async with stream:
-                await stream.send_all(self.name.encode())
-                async for data in stream:
-                    await stream.send_all(data)
-                await stream.send_eof()
+            await stream.send_all(self.name.encode())
+            await echo(stream)
         except trio.BrokenResourceError:
             self.reset += 1
-
-
-@contextlib.contextmanager
-def silent_port() -> Iterator[int]:
-    """The port of a listener whose queue is full: what dials it hears nothing."""
-    with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(socket.socket())
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        for _ in range(4):
-            filler = stack.enter_context(socket.socket())
-            filler.setblocking(False)
-            with contextlib.suppress(BlockingIOError):
-                filler.connect(listener.getsockname())
-        yield listener.getsockname()[1]
 
 
 # Clients --------------------------------------------------------------------------------------------------------------
@@ -517,20 +484,15 @@ async def end_all(found: list[Stream]) -> list[str]:
 
 
 @asynccontextmanager
-async def open_world(folder: Path, port: int, key_name: str, key: str, *, seconds: float = 90) -> AsyncIterator[World]:
-    """For programs at a relay.
-
-    Args:
-      seconds: until the test fails.
-    """
-    with trio.fail_after(seconds):
-        async with trio.open_nursery() as nursery:
-            world = World(folder, nursery, port, key_name)
-            world.key_file.touch(mode=0o600)
-            world.key_file.write_text(key)
-            await trio.lowlevel.checkpoint()
-            yield world
-            nursery.cancel_scope.cancel()
+async def open_world(folder: Path, port: int, key_name: str, key: str) -> AsyncIterator[World]:
+    """For programs at a relay."""
+    async with trio.open_nursery() as nursery:
+        world = World(folder, nursery, port, key_name)
+        world.key_file.touch(mode=0o600)
+        world.key_file.write_text(key)
+        await trio.lowlevel.checkpoint()
+        yield world
+        nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager

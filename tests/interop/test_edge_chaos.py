@@ -18,6 +18,7 @@ from typing import Final
 import msgspec
 import pytest
 import trio
+from endpoints import silent_port
 from interop.edge_chain import run
 from interop.edge_world import (
     PATIENCE,
@@ -29,7 +30,6 @@ from interop.edge_world import (
     open_world,
     relay_process,
     shares,
-    silent_port,
     visit,
     visits,
     without_ours,
@@ -308,7 +308,7 @@ async def test_senders_learn_what_is_wrong_with_an_endpoint(folder: Path):
                 up = await manager.wait("app", status="Connected", endpoint_leg="Up")
                 address = address_of(await connect.wait("app", state="Listening"))
                 assert (await visit(address)).by == "A"
-                app.go()
+                app.down()
                 status = await manager.wait(
                     "app", (FALL + 1) * (PROBE_S + 0.5) + SLACK_S, status="Degraded", endpoint_leg="Down"
                 )
@@ -362,7 +362,7 @@ async def test_a_manager_withdraws_unless_it_is_the_last(folder: Path):
             bound = (FALL + 1) * (PROBE_S + 0.5) + SLACK_S
             async with Load.running(address) as load:
                 await load.more(20)
-                a.go()
+                a.down()
                 status = await first.wait("orders", bound, status="Withdrawn", listeners_here=0)
                 assert (status["relay_leg"], status["endpoint_leg"]) == ("Withdrawn", "Down")
                 await until_listening(relay, 1)
@@ -373,7 +373,7 @@ async def test_a_manager_withdraws_unless_it_is_the_last(folder: Path):
             # its server went sees a broken connection, as it would without a relay.
             assert all(one.by == "A" and one.began < moment for one in load.failures)
 
-            b.go()
+            b.down()
             status = await second.wait("orders", bound, status="Degraded", endpoint_leg="Down")
             assert (status["relay_leg"], status["listeners_here"]) == ("Connected", 1)
             assert (await visit(address)).error == "ConnectionResetError"

@@ -10,6 +10,7 @@ import pytest
 import strategies
 from hypothesis import given
 from hypothesis import strategies as st
+from stripping import STRIPPING
 
 from relaycore.errors import LocalProtocolError, RemoteProtocolError
 from relaycore.vocab import Action
@@ -26,25 +27,6 @@ STRICT = re.compile(
 
 
 # 2.4 ----------------------------------------------------------------------------------------------------------------
-
-STRIPPING = [
-    ("?a=1&a=2&", "?a=1&a=2&"),
-    ("?&&&", "?&&&"),
-    ("?&foo=bar", "?&foo=bar"),
-    ("?sb-hc-undefined", "?sb-hc-undefined"),
-    ("?+", "?+"),
-    ("?%2B", "?%2B"),
-    ("?%20", "?%20"),
-    ("?%2f%3a%3d%26", "?%2f%3a%3d%26"),
-    ("?", ""),
-    ("?sb-hc-id=1", ""),
-    ("?sb-hc-id=1&custom=value", "?custom=value"),
-    ("?custom=value&sb-hc-id=1", "?custom=value"),
-    ("?sb-hc-undefined=true", ""),
-    ("?sb-hc-whatever=&foo=bar", "?foo=bar"),
-    ("?api-version=abc", "?api-version=abc"),
-    ("?key='value'", "?key='value'"),
-]
 
 
 @pytest.mark.parametrize(("sent", "seen"), STRIPPING)

@@ -627,6 +627,20 @@ BODIES = [b"abc", b"3\r\nabc\r\n", b"0\r\n\r\n", b"1;a=b\r\nx\r\n"]
 FRAGMENTS += FIELDS + BODIES
 
 
+def disturbed(draw, pieces: list[bytes]) -> bytes:
+    """The pieces in one, with a few fragments put in, put in place of one, or doubled."""
+    for _ in range(draw(st.integers(0, 2))):
+        place = draw(st.integers(0, len(pieces) - 1))
+        match draw(st.integers(0, 2)):
+            case 0:
+                pieces.insert(place, draw(st.sampled_from(FRAGMENTS) | st.binary(min_size=1, max_size=2)))
+            case 1:
+                pieces[place] = draw(st.sampled_from(FRAGMENTS))
+            case 2:
+                pieces.insert(place, pieces[draw(st.integers(0, len(pieces) - 1))])
+    return b"".join(pieces)
+
+
 @st.composite
 def nearly_requests(draw):
     """A request, most of it right, with a few fragments put in, taken out or doubled."""
@@ -642,16 +656,7 @@ def nearly_requests(draw):
         b"\r\n",
         *draw(st.lists(st.sampled_from(BODIES), max_size=3)),
     ]
-    for _ in range(draw(st.integers(0, 2))):
-        place = draw(st.integers(0, len(pieces) - 1))
-        match draw(st.integers(0, 2)):
-            case 0:
-                pieces.insert(place, draw(st.sampled_from(FRAGMENTS) | st.binary(min_size=1, max_size=2)))
-            case 1:
-                pieces[place] = draw(st.sampled_from(FRAGMENTS))
-            case 2:
-                pieces.insert(place, pieces[draw(st.integers(0, len(pieces) - 1))])
-    return b"".join(pieces)
+    return disturbed(draw, pieces)
 
 
 any_bytes = nearly_requests() | st.lists(st.sampled_from(FRAGMENTS), max_size=20).map(b"".join) | st.binary(max_size=80)
@@ -1138,16 +1143,7 @@ def nearly_answers(draw):
     for line in draw(st.lists(st.sampled_from([*FIELDS, b"Connection: close"]), max_size=2, unique=True)):
         pieces += [line, b"\r\n"]
     pieces += [b"\r\n", *draw(st.lists(st.sampled_from(BODIES), max_size=3))]
-    for _ in range(draw(st.integers(0, 2))):
-        place = draw(st.integers(0, len(pieces) - 1))
-        match draw(st.integers(0, 2)):
-            case 0:
-                pieces.insert(place, draw(st.sampled_from(FRAGMENTS) | st.binary(min_size=1, max_size=2)))
-            case 1:
-                pieces[place] = draw(st.sampled_from(FRAGMENTS))
-            case 2:
-                pieces.insert(place, pieces[draw(st.integers(0, len(pieces) - 1))])
-    return b"".join(pieces)
+    return disturbed(draw, pieces)
 
 
 methods = st.sampled_from(["GET", "HEAD", "POST"])

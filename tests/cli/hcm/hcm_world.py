@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import trio
+from endpoints import Endpoint
 from programs import Program, finish, run_program
 
 import relaycore
@@ -16,38 +17,6 @@ from relaycore.net.tasks import alone
 from relaycore.testing import Relay, open_relay
 
 LIMIT_S = 60.0
-
-
-@dataclass
-class Endpoint:
-    """A TCP server that sends everything back, and can be taken away."""
-
-    port: int
-    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
-    open: int = 0
-
-    @property
-    def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
-
-    async def serve(self, listeners: list[trio.SocketListener], *, task_status: trio.TaskStatus[None]) -> None:
-        """Until `scope` is cancelled; from then on nobody listens there."""
-        with self.scope:
-            task_status.started()
-            await trio.serve_listeners(self.echo, listeners)
-        for listener in listeners:
-            listener.socket.close()
-
-    async def echo(self, stream: trio.SocketStream) -> None:
-        self.open += 1
-        try:
-            async with stream:
-                async for data in stream:
-                    await stream.send_all(data)
-        except trio.BrokenResourceError:
-            pass
-        finally:
-            self.open -= 1
 
 
 @dataclass
@@ -141,12 +110,10 @@ class World:
 
 @asynccontextmanager
 async def open_world(directory: Path, *paths: str) -> AsyncIterator[World]:
-    with trio.fail_after(120), alone():
+    with alone():
         async with open_relay() as relay, trio.open_nursery() as nursery:
-            listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-            endpoint = Endpoint(listeners[0].socket.getsockname()[1])
-
-            await nursery.start(endpoint.serve, listeners)
+            endpoint = Endpoint()
+            await nursery.start(endpoint.serve)
             metadata = json.dumps([{"key": "endpoint", "value": endpoint.address}])
             for path in paths:
                 await relay.create_entity(path, user_metadata=metadata)

@@ -91,7 +91,7 @@ async def test_add_says_which_step_failed_and_keeps_what_it_was_given(world_of):
 
 async def test_add_warns_of_an_endpoint_that_is_down(world_of):
     async with world_of("orders") as world, world.daemon():
-        world.endpoint.scope.cancel()
+        world.endpoint.down()
         code, out, _ = await world.hcm("add", "-", data=world.string("orders").encode())
         assert code == 0
         assert " warn " in out
@@ -308,7 +308,7 @@ async def test_test_dials_the_endpoint(world_of):
         assert "connected to 127.0.0.1" in await world.ok("test", "orders")
         async with world.daemon():
             assert f"endpoint {world.endpoint.address}: 127.0.0.1 answered in" in await world.ok("test", "orders")
-            world.endpoint.scope.cancel()
+            world.endpoint.down()
             code, out, _ = await world.hcm("test", "orders")
             assert code == 7
             assert "ECONNREFUSED" in out

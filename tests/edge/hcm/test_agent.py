@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import trio
-from managed import QUICK_PROBE, World, ask, closed_port, echo, open_world, reset, silent_port, status, until
+from endpoints import echo, silent_port
+from managed import QUICK_PROBE, World, ask, closed_port, open_world, reset, status, until
 from peers import WirePeer, http_request
 
 from relaycore import Rejected, ServerBusy, StreamLost
