@@ -114,7 +114,7 @@ async def test_what_may_pass_is_tried_again(bad: str, caplog: pytest.LogCaptureF
     caplog.set_level(logging.INFO, "relaycore.edge")
     header = WebhookHeader("X-Token", Secret("inline", SECRET))
     async with open_origin(answer) as server:
-        timeout_s = 0.1 if bad == "silence" else 5.0
+        timeout_s = 0.5 if bad == "silence" else 5.0
         async with posting(settings(server, header=header, timeout_s=timeout_s)) as (log, counts):
             log.emit("orders", "refused", "x")
             log.emit("orders", "lost", "x")

@@ -200,9 +200,6 @@ async def test_what_takes_long_says_what_it_waits_for(tmp_path, verb, said):
             may_answer.set()
             assert await command.exit_code() == 0
             assert command.out.startswith(b"orders")
-        async with run_program("hcm", verb, "orders", "--socket", str(path)) as command:
-            assert await command.exit_code() == 0
-            assert not command.err
         nursery.cancel_scope.cancel()
 
 

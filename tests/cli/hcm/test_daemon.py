@@ -209,7 +209,7 @@ async def test_the_last_events_are_posted_before_it_ends(world_of):
         kept = b""
         while b"}" not in kept and (piece := await stream.receive_some()):
             kept += piece
-        await trio.sleep(0.1)
+        await trio.sleep(0.02)
         got.append(json.loads(kept.partition(b"\r\n\r\n")[2])["kind"])
         await stream.send_all(b"HTTP/1.1 204 No Content\r\n\r\n")
 
