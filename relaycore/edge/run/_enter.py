@@ -1,10 +1,11 @@
 """Becomes the program of ``relaycore run``: makes namespaces, opens sockets in them, then executes the program.
 
 Started as a script, ``python -I -S _enter.py FD PROGRAM [ARGUMENT ...]``, with nothing but the standard library: it
-runs once before each program and must be quick. FD is a sequenced-packet socket. Requests are JSON objects, one to a
-packet, answered by ``{"ok": true}`` or ``{"ok": false, "step": TEXT, "errno": NUMBER}``:
+runs once before each program and must be quick. FD is a stream socket. Requests are JSON objects, one to a line and
+as long as they need to be, answered by ``{"ok": true}`` or ``{"ok": false, "step": TEXT, "errno": NUMBER}``:
 
     {"do": "enter", "network": BOOL, "over": [[SOURCE, TARGET], ...], "silence": [SOCKET, ...]}
+                                                                                  "alone" in the answer: see below
     {"do": "listen", "kind": "tcp" | "udp", "host": ADDRESS, "port": NUMBER}      the answer carries the descriptor
     {"do": "execute", "environ": {NAME: TEXT}}                                    answered only if it fails
 
@@ -14,7 +15,8 @@ Facts about user namespaces, and what they mean for us:
   process makes it, mounts, listens on low ports, and then *becomes* the program: no helper could do it from outside,
   and the program has no capability left.
 - The namespace knows the users that are mapped. The program keeps its own number, so the files that it makes are its
-  own; an unprivileged process may map no other one.
+  own; an unprivileged process may map no other one. So nothing that the program starts can be another user: this one
+  is alone.
 - ``setgroups`` has to be given up before an unprivileged process may map its group (user_namespaces(7)). The groups
   stay in force and are shown as nobody's.
 - Root needs none, and would lose the right to files of other users in one. It makes the other namespaces directly, and
@@ -35,8 +37,6 @@ import socket
 import struct
 import sys
 from typing import Any, Final, NoReturn
-
-_MAX_REQUEST_BYTES: Final = 65_536
 
 _CLONE_NEWNS: Final = 0x00020000
 _CLONE_NEWUSER: Final = 0x10000000
@@ -83,14 +83,17 @@ class _Libc:
             raise _Failed(f"mount over {target}" if flags & _MS_BIND else "mount", number)
 
 
-def _enter(request: dict[str, Any]) -> None:
+def _enter(request: dict[str, Any]) -> bool:
+    """Returns: whether no other user than this one exists from here on."""
     libc = _Libc()
+    is_alone = False
     user, group = os.geteuid(), os.getegid()
     flags = _CLONE_NEWNS | (_CLONE_NEWNET if request["network"] else 0)
     number = libc.unshare(flags) if user == 0 else errno.EPERM
     if number == errno.EPERM:
         number = libc.unshare(flags | _CLONE_NEWUSER)
         if number == 0:
+            is_alone = True
             _write("setgroups", "deny")
             _write("uid_map", f"{user} {user} 1")
             _write("gid_map", f"{group} {group} 1")
@@ -105,6 +108,7 @@ def _enter(request: dict[str, Any]) -> None:
             libc.mount(os.devnull, target, _MS_BIND)
     if request["network"]:
         _raise_loopback()
+    return is_alone
 
 
 def _write(name: str, text: str) -> None:
@@ -158,15 +162,17 @@ def main(control: socket.socket, argv: list[str]) -> int:
 
     Returns: an exit code, when whoever asked has gone or the program cannot be executed.
     """
-    while request_bytes := control.recv(_MAX_REQUEST_BYTES):
-        request = json.loads(request_bytes)
+    for line in control.makefile("rb"):
+        if not line.endswith(b"\n"):  # whoever asked has gone
+            break
+        request = json.loads(line)
         fds: list[int] = []
         made = None
         answer: dict[str, Any] = {"ok": True}
         try:
             match request["do"]:
                 case "enter":
-                    _enter(request)
+                    answer["alone"] = _enter(request)
                 case "listen":
                     made = _listen(request)
                     fds.append(made.fileno())
@@ -175,9 +181,9 @@ def main(control: socket.socket, argv: list[str]) -> int:
         except _Failed as failed:
             answer = {"ok": False, "step": failed.step, "errno": failed.number}
         try:
-            socket.send_fds(control, [json.dumps(answer).encode()], fds)
-        except BrokenPipeError:  # whoever asked has gone
-            return 1
+            socket.send_fds(control, [json.dumps(answer).encode() + b"\n"], fds)
+        except BrokenPipeError:
+            break
         if made is not None:
             made.close()
         if request["do"] == "execute":

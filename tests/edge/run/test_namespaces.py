@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -124,6 +125,58 @@ async def test_a_program_that_is_none_is_said(name, number, code):
         assert await entrance.process.wait() == code
 
 
+async def test_several_may_ask_at_one_time():
+    """Each forward opens its own addresses."""
+    opened = []
+    async with entrance_of("true") as entrance:
+        await entrance.enter(with_network=True, over={})
+
+        async def listen(port: int) -> None:
+            found = await entrance.listen("tcp", "127.77.0.1", port)
+            assert found.getsockname()[1] == port
+            opened.append(found)
+
+        async with trio.open_nursery() as nursery:
+            for port in range(80, 100):
+                nursery.start_soon(listen, port)
+    assert len(opened) == 20
+    for one in opened:
+        one.close()
+
+
+async def test_a_socket_that_finds_no_descriptor_here_is_an_error_that_names_the_limit():
+    async with entrance_of("true") as entrance:
+        await entrance.enter(with_network=True, over={})
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        free = os.dup(0)
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+        try:
+            with pytest.raises(OSError, match=f"port 80: Too many open files: a process may have {free} ") as caught:
+                await entrance.listen("tcp", "127.0.0.1", 80)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert caught.value.errno == errno.EMFILE
+
+
+async def test_a_request_may_be_long(tmp_path):
+    said, _ = await output_of("printf %s $LONG | wc -c", tmp_path, environ={"LONG": "x" * 100_000})
+    assert said.strip() == "100000"
+
+
+async def test_more_variables_than_the_kernel_takes_are_said():
+    too_long = {"LONG": "x" * 200_000}  # one alone may have 128 KiB, execve(2)
+    async with entrance_of("true") as entrance:
+        await entrance.enter(with_network=False, over={})
+        with pytest.raises(CannotExecute, match="the kernel's limit") as caught:
+            await entrance.execute(too_long)
+        assert caught.value.errno == errno.E2BIG
+        assert await entrance.process.wait() == 126
+    with pytest.raises(CannotExecute, match="the kernel's limit"):
+        async with open_entrance(["true"], {**PLAIN, **too_long}):
+            pass
+
+
 async def test_a_file_that_is_not_there_cannot_be_covered(tmp_path):
     async with entrance_of("true") as entrance:
         with pytest.raises(NoNamespaces, match="mount over /no/such/file"):
@@ -140,9 +193,9 @@ async def test_a_process_that_ends_early_is_an_error():
 
 def test_who_asks_and_goes_ends_the_process_without_a_word():
     """A signal may end us before the program has begun."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with ours, theirs:
-        ours.send(b'{"do": "listen", "kind": "tcp", "host": "127.0.0.1", "port": 0}')
+        ours.send(b'{"do": "listen", "kind": "tcp", "host": "127.0.0.1", "port": 0}\n')
         ours.shutdown(socket.SHUT_RD)
         start = [sys.executable, "-I", "-S", _ENTER, str(theirs.fileno()), "true"]
         done = subprocess.run(start, pass_fds=[theirs.fileno()], stderr=subprocess.PIPE, check=False, timeout=30)

@@ -69,6 +69,19 @@ async def test_fixed_addresses_are_opened_only_in_a_network_of_its_own():
 
 
 @needs_namespaces
+@pytest.mark.parametrize("mode", [RunMode.HOSTS, RunMode.ISOLATED])
+async def test_a_program_reaches_several_names(mode):
+    async with open_run_world() as world:
+        (forward,) = world.settings().forwards
+        hosts = ["a.corp.example", "b.corp.example", "c.corp.example"]
+        forwards = tuple(dataclasses.replace(forward, name=host, hosts=(host,)) for host in hosts)
+        ask = "; ".join(f"curl -sS -m 10 http://{host}:8080/" for host in hosts)
+        words = ["sh", "-c", f"({ask}) >{world.directory}/result 2>&1"]
+        assert await run_program(ConnectSettings(forwards), words, mode=mode) == 0
+        assert result(world) == ANSWER * 3
+
+
+@needs_namespaces
 async def test_two_programs_at_one_time_have_addresses_of_their_own():
     async with open_run_world() as world:
         other = dataclasses.replace(world, directory=world.directory / "other")
