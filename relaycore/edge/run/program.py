@@ -7,8 +7,9 @@
     the name files                written before the program begins, and again when names change  `files`
     the program                   begins once all of that stands; its exit code is ours
 
-Signals: the program has our process group, so what a terminal sends (Ctrl-C, Ctrl-Z, a change of size) reaches it
-without us. What is sent to us alone is passed on.
+Signals: until the program begins they end all of this, and nothing of it stays behind. Then the program has our process
+group, so what a terminal sends (Ctrl-C, Ctrl-Z, a change of size) reaches it without us. What is sent to us alone is
+passed on. What we ignore from the start, as under nohup, the program inherits as ignored.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import os
 import select
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -41,7 +42,7 @@ from .environment import proxy_variables
 from .files import hosts_text, resolver_text
 from .modes import RunMode, modes_to_try
 from .namespaces import Entrance, NoNamespaces, open_entrance
-from .peers import OwnUserOnly
+from .peers import open_for_own_user
 
 __all__ = ["Beginning", "run_program"]
 
@@ -112,7 +113,8 @@ async def run_program(
       environ: the program's variables, before ours are added.
       tell: called once, right before the program begins.
 
-    Returns: the program's exit code, or 128 and the number of the signal that ended it, as shells count.
+    Returns: the program's exit code, or 128 and the number of the signal that ended it, as shells count; so, too, where
+      a signal to us came before the program began, which then never does.
 
     Raises:
       NoNamespaces: the mode that was asked for cannot be had here.
@@ -122,21 +124,60 @@ async def run_program(
     """
     if not settings.forwards:
         raise ConfigError("there is no forward that a program could reach; add one with `relaycore connect add`")
-    if mode is None:
-        modes = modes_to_try(ports=await _dialled_ports(settings), only_relay=only_relay)
-    elif only_relay and mode is not RunMode.ISOLATED:
+    if only_relay and mode not in (None, RunMode.ISOLATED):
         raise ConfigError(f"in the mode {mode} a program reaches everything; --only-relay needs the mode isolated")
-    else:
-        modes = (mode,)
-    passed_over: list[str] = []
-    for one in modes:
-        try:
-            return await _Run(settings, command, one, environ, tell, tuple(passed_over)).run()
-        except NoNamespaces as error:
-            if one is modes[-1]:
-                raise
-            passed_over.append(f"{one}: {error.strerror}")
-    raise AssertionError("the last mode returns or raises")
+    setup = _SetUp()
+
+    async def run_in_best_mode() -> int:
+        modes = [mode] if mode else modes_to_try(ports=await _dialled_ports(settings), only_relay=only_relay)
+        passed_over: list[str] = []
+        for one in modes:
+            try:
+                return await _Run(settings, command, one, environ, tell, tuple(passed_over), setup).run()
+            except NoNamespaces as error:
+                if one is modes[-1]:
+                    raise
+                passed_over.append(f"{one}: {error.strerror}")
+        raise AssertionError("the last mode returns or raises")
+
+    return await setup.run(run_in_best_mode)
+
+
+class _SetUp:
+    """All that is done before the program begins: a signal ends it.
+
+    Attributes:
+      is_over: the program has begun; from here on signals are its own.
+    """
+
+    def __init__(self) -> None:
+        self.is_over = False
+        self._scope = trio.CancelScope()
+        self._ended_by = 0
+
+    async def run(self, main: Callable[[], Awaitable[int]]) -> int:
+        """Run `main`, which begins with the set-up. Returns: what it does, or 128 and the number of a signal."""
+        heeded = [number for number in _PASSED_ON if signal.getsignal(number) is not signal.SIG_IGN]
+        if not heeded:
+            return await main()
+        code = 0
+        with alone(), trio.open_signal_receiver(*heeded) as signals:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._heed, signals)
+                with self._scope:
+                    try:
+                        code = await main()
+                    except OSError:
+                        if not self._ended_by:  # a terminal's signal ends the process that makes namespaces, too
+                            raise
+                nursery.cancel_scope.cancel()
+        return 128 + self._ended_by if self._ended_by else code
+
+    async def _heed(self, signals: AsyncIterator[int]) -> None:
+        async for number in signals:
+            if not self.is_over:
+                self._ended_by = self._ended_by or number
+                self._scope.cancel()
 
 
 async def _dialled_ports(settings: ConnectSettings) -> list[int]:
@@ -158,6 +199,8 @@ class _Run:
     environ: Mapping[str, str]
     tell: Callable[[Beginning], None]
     passed_over: tuple[str, ...]
+    setup: _SetUp
+    _is_alone: bool = False  # the program can be no other user than this one
     _sockets: list[trio.SocketListener] = field(default_factory=list)
     _troubles: list[str] = field(default_factory=list)
 
@@ -165,7 +208,7 @@ class _Run:
         async with open_entrance(self.command, self.environ) as entrance:
             with self._name_files() as files:
                 if self.mode is not RunMode.ENV:
-                    await entrance.enter(with_network=self.mode is RunMode.ISOLATED, over=files)
+                    self._is_alone = await entrance.enter(with_network=self.mode is RunMode.ISOLATED, over=files)
                 async with self._serving(entrance, files) as (forwarder, variables):
                     return await self._attend(entrance, forwarder, variables)
         raise AssertionError("nothing above is suppressed")
@@ -212,7 +255,9 @@ class _Run:
         async def open_at(at: ListenAt, *, address: str, port: int) -> LocalListener:
             if self.mode is RunMode.ISOLATED and at.kind != "unix":
                 listener = await _open_inside(entrance, at, address, port)
-            else:
+            elif self._is_alone:
+                listener = await open_for_own_user(at, address=address, port=port, takes_closed=True)
+            else:  # root's program may become any user
                 listener = await open_local(at, address=address, port=port)
             self._sockets += listener.sockets
             return listener
@@ -253,7 +298,7 @@ class _Run:
             forwarder.lookup,
             forwarder.join,
             offered=lambda: [f"{name.host}:{name.port}" for name in forwarder.redirections()],
-            open_at=_open_for_own_user,
+            open_at=open_for_own_user,
         )
         listener = await nursery.start(serve)
         self._sockets += listener.sockets
@@ -267,6 +312,7 @@ class _Run:
             troubles = (*self._troubles, *_troubles(forwarder))
             self.tell(Beginning(self.mode, forwarder.redirections(), self.passed_over, troubles))
             await entrance.execute(variables)
+            self.setup.is_over = True
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_pass_on, signals, entrance.process)
                 code = await entrance.process.wait()
@@ -319,11 +365,6 @@ async def _until_taken(listeners: Sequence[trio.SocketListener]) -> None:
 
 
 # Opening addresses ---------------------------------------------------------------------------------------------------
-
-
-async def _open_for_own_user(at: ListenAt) -> LocalListener:
-    opened = await open_local(at)
-    return OwnUserOnly(opened.at, opened.shown, opened.sockets)
 
 
 async def _open_inside(entrance: Entrance, at: ListenAt, address: str, port: int) -> LocalListener:

@@ -17,19 +17,23 @@ Facts, and what follows:
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final
 
 import trio
 
 from ...net.tasks import alone
 from ..config.settings import ConnectSettings
-from ..connect.forwarder import Forwarder
+from ..connect.forwarder import AddressOpener, Forwarder
+from ..connect.listeners import LocalListener, open_local
 from .addresses import for_run
 from .modes import RunMode
+from .peers import open_for_own_user
 
 __all__ = ["redirect"]
 
@@ -76,8 +80,9 @@ def redirect(settings: ConnectSettings) -> Iterator[None]:
     The relay's own name stays what it is, also where a ``*.suffix`` covers it.
 
     A name leads there at any port; at ports that are not the endpoint's the connection is refused. Addresses are the
-    block's own, in the pool. Starting and ending it block for as long as a thread takes, and where the settings leave
-    names or ports to the relay for as long as that is asked, at most 5 s. Blocks of several threads may not overlap.
+    block's own, in the pool; they serve this user and root, or, where this is root, everybody. Starting and ending it
+    block for as long as a thread takes, and where the settings leave names or ports to the relay for as long as that is
+    asked, at most 5 s. Blocks of several threads may not overlap.
 
     Raises:
       ConfigError: the settings cannot work.
@@ -136,7 +141,11 @@ class _Runner:
 
     async def _forward(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
-        forwarder = Forwarder(environ={})
+        # A process of root's may become any user while the block lasts.
+        open_at: AddressOpener[LocalListener] = (
+            open_local if os.geteuid() == 0 else partial(open_for_own_user, takes_closed=True)
+        )
+        forwarder = Forwarder(environ={}, open_at=open_at)
         async with trio.open_nursery() as nursery:
             await nursery.start(forwarder.run, self._settings)
             nursery.start_soon(self._keep_learning, forwarder)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pty
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,7 +14,7 @@ import sys
 import pytest
 import trio
 from run_world import ANSWER, NAME, RunWorld, open_run_world
-from unprivileged import uid, unprivileged
+from unprivileged import NOBODY, uid, unprivileged
 
 needs_namespaces = pytest.mark.usefixtures("namespaces")
 
@@ -142,6 +144,119 @@ async def test_a_signal_to_us_alone_is_passed_on(number):
         process.send_signal(number)
         assert await said(process) == b"got 1\n"
         assert await process.wait() == 9
+
+
+SILENT = """\
+[relay.main]
+endpoint = "sb://127.0.0.1:{port}/"
+emulator = true
+[[connect.forward]]
+name = "orders"
+relay = "main"
+key_name = "r"
+key = {{ env = "HOME" }}
+"""
+"""A forward whose port only the relay knows, at a relay that says nothing."""
+
+
+@needs_namespaces
+@pytest.mark.parametrize("mode", ["hosts", "isolated", "auto"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+async def test_a_signal_before_the_program_has_begun_leaves_nothing_behind(mode, number):
+    async with open_run_world() as world, await silent_relay() as relay:
+        file = world.directory / "silent.toml"
+        file.write_text(SILENT.format(port=relay.socket.getsockname()[1]))
+        command = [sys.executable, "-m", "relaycore", "run", "--config", file, "--mode", mode, "touch", "begun"]
+        process = await trio.lowlevel.open_process(
+            unprivileged(*command), stderr=subprocess.PIPE, cwd=world.directory, env=world.environ
+        )
+        if mode == "auto":
+            (await relay.accept()).socket.close()  # which mode it is to be hangs on the port
+        while not list(world.directory.glob("relaycore-run-*/hosts")):
+            await trio.sleep(0.01)
+        process.send_signal(number)
+        assert await process.wait() == 128 + number
+        assert await process.stderr.receive_some() == b""
+        assert sorted(path.name for path in world.directory.iterdir()) == ["silent.toml"]
+        await process.stderr.aclose()
+
+
+async def silent_relay() -> trio.SocketListener:
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    return listener
+
+
+@needs_namespaces
+async def test_what_is_ignored_from_the_start_the_program_ignores():
+    """As nohup has it."""
+    async with open_run_world() as world:
+        ours = shlex.join(map(str, world.ours("-q", "grep", "SigIgn", "/proc/self/status")))
+        ran = await trio.run_process(
+            unprivileged("sh", "-c", f"trap '' HUP; exec {ours}"),
+            capture_stdout=True,
+            cwd=world.directory,
+            env=world.environ,
+        )
+        assert int(ran.stdout.split()[1], 16) & 0x7FFFFFFF == 1 << (signal.SIGHUP - 1)  # the rest is for real-time use
+
+
+CONNECT = """
+import socket, sys
+with socket.create_connection((sys.argv[1], 8080)) as stream:
+    stream.sendall(b"GET / HTTP/1.0\\r\\n\\r\\n")
+    print(stream.makefile("rb").read().decode())
+"""
+
+
+@needs_namespaces
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be several users")
+async def test_other_users_do_not_reach_the_addresses_of_a_program():
+    script = f"getent ahostsv4 {NAME}; until test -e over; do sleep 0.05; done"
+    async with open_run_world() as world, started(world, "--mode", "hosts", "-q", "sh", "-c", script) as process:
+        address = (await said(process)).split()[0].decode()
+        dial = unprivileged(sys.executable, "-c", CONNECT, address)
+        other = [str(NOBODY - 1) if word == str(NOBODY) else word for word in dial]
+        outcomes = [
+            await trio.run_process(words, capture_stdout=True, capture_stderr=True, check=False)
+            for words in (dial, other, [sys.executable, "-c", CONNECT, address])
+        ]
+        assert [ANSWER.encode() in one.stdout for one in outcomes] == [True, False, True]
+        assert b"ConnectionResetError" in outcomes[1].stderr
+        (world.directory / "over").touch()
+        assert await process.wait() == 0
+
+
+@pytest.mark.parametrize("mode", ["hosts", "env"])
+async def test_a_large_environment_arrives(mode, request):
+    """The kernel takes 2 MiB on most systems, and 128 KiB for one variable; execve(2)."""
+    if mode != "env":
+        request.getfixturevalue("namespaces")
+    environ = {f"LARGE_{number}": "x" * 104_857 for number in range(10)} | {"JAVA_TOOL_OPTIONS": "y" * 100_000}
+    count = "import json, os; print(json.dumps({name: len(value) for name, value in os.environ.items()}))"
+    async with open_run_world() as world:
+        ran = await trio.run_process(
+            world.command("--mode", mode, "-q", sys.executable, "-c", count),
+            capture_stdout=True,
+            cwd=world.directory,
+            env={**world.environ, **environ},
+        )
+        lengths = json.loads(ran.stdout)
+        assert sum(lengths.values()) > 1 << 20
+        assert [lengths[name] for name in environ if "LARGE" in name] == [104_857] * 10
+        assert (lengths["JAVA_TOOL_OPTIONS"] > 100_000) is (mode == "env")
+
+
+async def test_a_variable_that_becomes_too_long_is_said():
+    async with open_run_world() as world:
+        ran = await trio.run_process(
+            world.command("--mode", "env", "-q", "true"),
+            capture_stderr=True,
+            check=False,
+            cwd=world.directory,
+            env={**world.environ, "JAVA_TOOL_OPTIONS": "y" * 131_040},
+        )
+        assert ran.returncode == 126
+        assert b"true cannot be started: Argument list too long: the kernel's limit" in ran.stderr
 
 
 @needs_namespaces

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
+import subprocess
+import sys
 import urllib.request
 
 import pytest
 import trio
 from run_world import ANSWER, NAME, open_run_world
+from unprivileged import unprivileged
 
 from relaycore.edge.config.settings import ConnectSettings, Forward, RelaySettings
 from relaycore.edge.run.redirect import redirect
@@ -70,6 +74,26 @@ async def test_whatever_uses_sockets_reaches_a_name(way):
                 return way()
 
         assert await trio.to_thread.run_sync(use) == ANSWER
+
+
+DIAL = "import socket, sys; socket.create_connection((sys.argv[1], 18080)).recv(1)"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
+async def test_another_user_does_not_reach_its_addresses(monkeypatch):
+    other = unprivileged(sys.executable, "-c", DIAL)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)  # root serves everybody, but is served by everybody, too
+    async with open_run_world() as world:
+
+        def use() -> tuple[str, bytes]:
+            with redirect(world.settings(port=18_080)):
+                address = socket.gethostbyname(NAME)
+                done = subprocess.run([*other, address], stderr=subprocess.PIPE, check=False)
+                return through_socket(), done.stderr
+
+        answer, said = await trio.to_thread.run_sync(use)
+        assert answer == ANSWER
+        assert b"ConnectionResetError" in said
 
 
 def test_a_suffix_that_covers_the_relay_leaves_it_alone(monkeypatch):
