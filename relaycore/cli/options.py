@@ -152,6 +152,8 @@ def trust(cafile: Path | None) -> ssl.SSLContext | None:
 def read_secret(source: str, what: str) -> str:
     """The text in file `source` (``-``: standard input) without blanks around it. Blocks.
 
+    A terminal is asked for it and does not show what is typed or pasted.
+
     Raises:
       ConfigError: it cannot be read, is empty or too long; the message never repeats what was read.
     """
@@ -159,8 +161,7 @@ def read_secret(source: str, what: str) -> str:
     try:
         if source == "-":
             if sys.stdin.isatty():
-                click.echo(f"{what}, then Enter:", err=True)
-                data = sys.stdin.buffer.readline(_MAX_SECRET_BYTES + 1)
+                data = _ask_unseen(f"{what} (not shown), then Enter: ")
             else:
                 data = sys.stdin.buffer.read(_MAX_SECRET_BYTES + 1)
         else:
@@ -177,6 +178,16 @@ def read_secret(source: str, what: str) -> str:
     if not text:
         raise ConfigError(f"holds no {what}", source=name)
     return text
+
+
+def _ask_unseen(prompt: str) -> bytes:
+    """One line of the terminal, which does not show it; nothing where it ended instead."""
+    import getpass
+
+    try:
+        return getpass.getpass(prompt).encode(errors="surrogateescape")
+    except EOFError:
+        return b""
 
 
 def config_file_option(function: Callable[P, R]) -> Callable[P, R]:

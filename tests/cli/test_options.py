@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import ssl
+import sys
 
 import click
 import pytest
@@ -44,6 +47,47 @@ def test_a_bad_connection_string_is_never_repeated(tmp_path):
     with pytest.raises(ConfigError) as caught:
         find_connection_string("cs", None)
     assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize("command", [("connect", "add", "-"), ("hcm", "add", "-", "--no-wait")])
+def test_a_terminal_does_not_show_a_secret(tmp_path, home, command):
+    (tmp_path / "run").mkdir(mode=0o700)
+    config = tmp_path / "relaycore.toml"
+    config.touch()
+    environ = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path / "run"), "RELAYCORE_CONFIG": str(config)}
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execve(sys.executable, [sys.executable, "-m", "relaycore", *command], environ)
+    with os.fdopen(terminal, "rb+", buffering=0) as opened:
+        shown = b""
+        while b"Enter:" not in shown:
+            shown += opened.read(1024)
+        opened.write(f"{TEXT};EntityPath=orders\n".encode())
+        try:
+            while data := opened.read(1024):
+                shown += data
+        except OSError:  # nobody has the other end any more
+            pass
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0, shown
+    assert b"connection string (not shown), then Enter: \r\n" in shown
+    assert b"saved" in shown
+    assert KEY.encode() not in shown
+    assert KEY in (tmp_path / "relaycore.d" / "orders.toml").read_text()
+
+
+def test_a_terminal_that_ends_gives_nothing(monkeypatch):
+    class Terminal:
+        def isatty(self) -> bool:
+            return True
+
+    def end(_: str) -> str:
+        raise EOFError
+
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    monkeypatch.setattr("getpass.getpass", end)
+    with pytest.raises(ConfigError, match="holds no token"):
+        read_secret("-", "token")
 
 
 def test_settings_come_from_the_environment(monkeypatch):
