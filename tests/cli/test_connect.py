@@ -388,6 +388,26 @@ async def test_no_address_at_all_is_exit_code_9(tmp_path):
             assert "another program listens there" in err
 
 
+async def test_with_a_proxy_port_no_address_is_needed(tmp_path):
+    """manager 8.6: the proxy port serves a forward whose port cannot be had here."""
+    async with open_bench(tmp_path) as bench:
+        await bench.publish(echo)
+        with trio.socket.socket() as taken:
+            await taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            port = taken.getsockname()[1]
+            extra = '[connect.proxy]\nlisten = "127.0.0.1:28079"\n'
+            bench.write(bench.forward("orders", f'listen = ["127.0.0.1:{port}"]'), extra=extra)
+            async with run_program("connect", "run", "--config", str(bench.config)) as program:
+                await program.wait_err("0 of 1 forward is listening")
+                code, out, _ = await connect(bench, "test", "orders")
+                assert code == 0, out
+                assert " warn not listening: cannot listen on" in out.decode()
+                async with await trio.open_tcp_stream("127.0.0.1", 28_079) as stream:
+                    await stream.send_all(b"CONNECT orders.corp.test:%d HTTP/1.0\r\n\r\n" % PORT)
+                    assert (await stream.receive_some()).startswith(b"HTTP/1.1 200 ")
+
+
 async def test_two_forwarders_on_one_control_socket_are_told_apart(tmp_path):
     async with (
         open_bench(tmp_path) as bench,
@@ -427,6 +447,11 @@ async def test_pages_and_the_proxy_port_stand_beside_the_forwards(tmp_path):
                 answer = b"".join([data async for data in stream])
                 assert b'relaycore_edge_proxy_requests_total{kind="connect",result="ok"} 1.0\n' in answer
                 assert b'relaycore_edge_rendezvous_seconds_count{name="orders"} 1.0\n' in answer
+            # Programs reach it, though nothing leads its name here.
+            code, out, _ = await connect(bench, "test", "orders")
+            assert code == 0, out
+            assert "orders.corp.test -> NOT redirected" in out.decode()
+            assert "programs reach it by the proxy port 127.0.0.1:28075" in out.decode()
             code, out, _ = await connect(bench, "env")
             assert code == 0
             assert "export ALL_PROXY=socks5h://127.0.0.1:28075" in out.decode().splitlines()
@@ -466,6 +491,8 @@ async def test_test_goes_leg_by_leg(tmp_path):
         assert code == 0, text
         for words in ("no `relaycore connect run`", "ok   handshake (TCP ", "9 bytes", "ok   2 more handshakes: "):
             assert words in text
+        code, out, _ = await connect(bench, "test", "orders", "--count", "2")
+        assert "ok   1 more handshake: " in out.decode()
         assert "ok   the path works end to end" in text
         async with run_program("connect", "run", "--config", str(bench.config)) as program:
             await program.wait_err("1 of 1 forwards are listening")

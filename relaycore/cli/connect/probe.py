@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import statistics
-from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,45 +17,19 @@ import relaycore
 from ...errors import ConfigError, RelayError
 from ..edge_options import edge_options, load_edge
 from ..exits import ExitCode
-from ..hcm.findings import finding_lines
+from ..hcm.words import times as plural
 from ..options import run
+from ..report import Printer, known_secrets, write_private
 from .common import NotCarried, client_of, find_forward, port_of
 from .view import status_lines
 
 if TYPE_CHECKING:
     from ...edge.config.load import Loaded
-    from ...edge.config.settings import Forward
+    from ...edge.config.settings import ConnectSettings, Forward
     from ...edge.connect.status import ForwarderStatus, ForwardStatus
-    from ...edge.diagnose.steps import Finding
+    from ...edge.diagnose.doctor import ExpectedName
 
 __all__ = ["doctor_command", "test_command"]
-
-
-class _Printer:
-    """Prints findings as they come, and keeps them.
-
-    Attributes:
-      exit_code: of the first failure; 0 without one. A name that does not lead here counts least: programs may be
-        led otherwise, as by ``relaycore run``, and a way that is broken is broken for all of them.
-    """
-
-    def __init__(self) -> None:
-        self.findings: list[Finding] = []
-        self.exit_code = 0
-
-    async def emit(self, finding: Finding) -> None:
-        """Print one. A checkpoint."""
-        for line in finding_lines(finding):
-            click.echo(line)
-        self.findings.append(finding)
-        if finding.level == "fail" and self.exit_code in (0, ExitCode.NOT_REDIRECTED):
-            self.exit_code = finding.exit_code or ExitCode.FAILED
-        await trio.lowlevel.checkpoint()
-
-    async def emit_all(self, findings: AsyncIterator[Finding]) -> None:
-        """Print all of them."""
-        async for finding in findings:
-            await self.emit(finding)
 
 
 async def _ask_status(loaded: Loaded) -> ForwarderStatus | None:
@@ -73,7 +46,9 @@ async def _ask_status(loaded: Loaded) -> ForwarderStatus | None:
     return None
 
 
-async def _examine_local(printer: _Printer, status: ForwarderStatus | None, forward: Forward) -> ForwardStatus | None:
+async def _examine_local(
+    printer: Printer, status: ForwarderStatus | None, settings: ConnectSettings, forward: Forward
+) -> ForwardStatus | None:
     """Print whether local programs find a forward. Returns: how it stands in the running forwarder."""
     from ...edge.diagnose.steps import Finding
 
@@ -85,12 +60,57 @@ async def _examine_local(printer: _Printer, status: ForwarderStatus | None, forw
         await printer.emit(Finding("ok", "local", f"{', '.join(here.listen)} listening"))
     else:
         text = f"not listening: {here.last_error or here.state}"
-        await printer.emit(Finding("fail", "local", text, exit_code=ExitCode.PORT))
+        if settings.proxy.listen is not None:
+            await printer.emit(Finding("warn", "local", f"{text}; {_by_proxy(settings)}"))
+        else:
+            await printer.emit(Finding("fail", "local", text, exit_code=ExitCode.PORT))
     return here
 
 
-def _names(here: ForwardStatus | None) -> list[tuple[str, str]]:
-    return [] if here is None else [(host, here.address) for host in here.hosts]
+def _by_proxy(settings: ConnectSettings) -> str:
+    return f"programs reach it by the proxy port {settings.proxy.listen}"
+
+
+def _names(settings: ConnectSettings, forward: Forward, here: ForwardStatus | None) -> list[ExpectedName]:
+    """What programs should find that look names up, and how they do without."""
+    from ...edge.diagnose.doctor import ExpectedName
+
+    if here is None:
+        return []
+    at_any_port, at_its_port = _listening_hosts(here)
+    if os.environ.get("RELAYCORE_RUN"):
+        way = "`relaycore run`, which has started this, leads names for what it starts"
+    elif settings.proxy.listen is not None:
+        way = _by_proxy(settings)
+    elif here.listen and here.address not in at_any_port:
+        way = f"programs reach it at {', '.join(here.listen)}"  # and at the name's address there would be nobody
+    else:
+        way = ""
+    own_way = f"so it stands in the hybrid connection's own text; programs reach it at {', '.join(here.listen)}"
+    others = tuple(sorted(at_its_port - {here.address}))
+    return [
+        ExpectedName(host, here.address, others, way or (own_way if not forward.hosts and _is_nowhere(host) else ""))
+        for host in here.hosts
+    ]
+
+
+def _listening_hosts(here: ForwardStatus) -> tuple[set[str], set[str]]:
+    """Addresses at which a forward listens: at any port, and at the endpoint's."""
+    wider = {"0.0.0.0": {here.address, "127.0.0.1"}, "localhost": {"127.0.0.1", "::1"}}
+    at_any_port: set[str] = set()
+    at_its_port: set[str] = set()
+    for shown in here.listen:
+        host, _, port = shown.removeprefix("udp:").rpartition(":")
+        found = wider.get(host, {host.strip("[]")})
+        if not shown.startswith("unix:"):
+            at_any_port |= found
+            at_its_port |= found if port == str(here.port) else set()
+    return at_any_port, at_its_port
+
+
+def _is_nowhere(host: str) -> bool:
+    """Whether nothing could make a name of it that leads here: an address, or the machine itself."""
+    return host == "localhost" or ":" in host or host.rpartition(".")[2].isdigit()
 
 
 def _endpoint_port(forward: Forward, here: ForwardStatus | None) -> int:
@@ -119,32 +139,32 @@ def test_command(
 
     Nothing is sent to the endpoint without --bytes. Exit codes: 4 authorization, 5 relay unreachable, 6 no such hybrid
     connection or no listener, 7 endpoint down, 8 a name does not lead to the forward's address on this machine, 9 no
-    local address.
+    local address. The last two are warnings where programs reach the forward otherwise: by the proxy port, or at
+    addresses that the settings name.
     """
     loaded = load_edge(config_files, overrides, is_quiet=True)
     forward = find_forward(loaded.settings.connect, name)
-    printer = _Printer()
+    printer = Printer()
     run(_test, printer, loaded, forward, count, send_bytes)
     return printer.exit_code
 
 
-async def _test(printer: _Printer, loaded: Loaded, forward: Forward, count: int, send_bytes: int) -> None:
+async def _test(printer: Printer, loaded: Loaded, forward: Forward, count: int, send_bytes: int) -> None:
     from ...edge.access import RelayAccess
     from ...edge.diagnose.doctor import examine_names
     from ...edge.diagnose.steps import Finding, examine_end_to_end
 
-    here = await _examine_local(printer, await _ask_status(loaded), forward)
-    async with aclosing(examine_names(_names(here))) as findings:
-        await printer.emit_all(findings)
+    settings = loaded.settings.connect
+    here = await _examine_local(printer, await _ask_status(loaded), settings, forward)
+    await printer.emit_all(examine_names(_names(settings, forward, here)))
     port = _endpoint_port(forward, here)
     before = len(printer.findings)
-    found = examine_end_to_end(RelayAccess.of(forward), forward, port=port, send_bytes=send_bytes)
-    async with aclosing(found) as findings:
-        await printer.emit_all(findings)
+    await printer.emit_all(examine_end_to_end(RelayAccess.of(forward), forward, port=port, send_bytes=send_bytes))
     if count > 1 and not any(finding.level == "fail" for finding in printer.findings[before:]):
         times = await _handshakes(forward, port, count - 1)
         low, middle, high = (f"{seconds * 1000:.0f}" for seconds in (min(times), statistics.median(times), max(times)))
-        text = f"{len(times)} more handshakes: {low} to {high} ms, half of them within {middle} ms"
+        text = f"{low} to {high} ms, half of them within {middle} ms" if len(times) > 1 else f"{middle} ms"
+        text = f"{plural(len(times), 'more handshake')}: {text}"
         await printer.emit(Finding("ok", "count", text))
 
 
@@ -189,25 +209,28 @@ def doctor_command(
     forwards = [find_forward(loaded.settings.connect, name)] if name else list(loaded.settings.connect.forwards)
     if not forwards:
         raise ConfigError("there are no forwards; add one with: relaycore connect add")
-    printer = _Printer()
+    printer = Printer()
     status = run(_ask_status, loaded)
     for forward in forwards:
         click.echo(f"{forward.name}: {forward.path} at {forward.relay.endpoint}")
-        run(_examine, printer, status, forward)
+        run(_examine, printer, status, loaded.settings.connect, forward)
     if bundle is not None:
         _write_bundle(bundle, printer, loaded, status)
         click.echo(f"wrote {bundle}")
     return printer.exit_code
 
 
-async def _examine(printer: _Printer, status: ForwarderStatus | None, forward: Forward) -> None:
+async def _examine(
+    printer: Printer, status: ForwarderStatus | None, settings: ConnectSettings, forward: Forward
+) -> None:
     from ...edge.diagnose.doctor import examine_forward
 
-    here = await _examine_local(printer, status, forward)
-    await examine_forward(forward, printer.emit, redirections=_names(here), port=_endpoint_port(forward, here))
+    here = await _examine_local(printer, status, settings, forward)
+    names = _names(settings, forward, here)
+    await examine_forward(forward, printer.emit, names=names, port=_endpoint_port(forward, here))
 
 
-def _write_bundle(file: Path, printer: _Printer, loaded: Loaded, status: ForwarderStatus | None) -> None:
+def _write_bundle(file: Path, printer: Printer, loaded: Loaded, status: ForwarderStatus | None) -> None:
     import time
 
     from ...edge.config.load import show
@@ -218,22 +241,4 @@ def _write_bundle(file: Path, printer: _Printer, loaded: Loaded, status: Forward
         "settings": show(loaded, effective=False, origin=True),
         "status": "not running" if status is None else "\n".join(status_lines(status, time.time())),
     }
-    text = bundle(printer.findings, sections, _known_secrets(loaded))
-    try:
-        fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(fd, "w") as opened:
-            opened.write(text)
-    except OSError as error:
-        raise ConfigError(f"cannot be written: {error.strerror}", source=str(file)) from error
-
-
-def _known_secrets(loaded: Loaded) -> list[str]:
-    found = []
-    for forward in loaded.settings.connect.forwards:
-        for secret in (forward.key, forward.token):
-            if secret is not None:
-                try:
-                    found.append(secret.read())
-                except ConfigError:
-                    continue
-    return found
+    write_private(file, bundle(printer.findings, sections, known_secrets(loaded.settings.connect.forwards)))

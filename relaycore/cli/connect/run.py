@@ -56,8 +56,8 @@ def command(
 ) -> int:
     """Open the local addresses of all forwards and carry their connections, until SIGTERM or Ctrl-C.
 
-    Exit code 9 if not a single address can be opened. The settings are read again at SIGHUP, with `relaycore connect
-    reload`, and when their files change; connections that are open go on.
+    Exit code 9 if not a single address can be opened, and there is no proxy port. The settings are read again at
+    SIGHUP, with `relaycore connect reload`, and when their files change; connections that are open go on.
     """
     raise_file_limit()
     loaded = load_edge(config_files, overrides)
@@ -140,7 +140,8 @@ class Program:
 
     def _check_start(self) -> None:
         forwards = self._forwarder.status().forwards
-        if forwards and all(one.state is ForwardState.FAILED for one in forwards):
+        is_reached_otherwise = self._settings.proxy.listen is not None  # any port, without a privilege for it
+        if forwards and not is_reached_otherwise and all(one.state is ForwardState.FAILED for one in forwards):
             raise StartupError(f"no address could be opened: {forwards[0].last_error}", ExitCode.PORT)
 
     def _summary(self) -> str:

@@ -21,12 +21,12 @@ from ...edge.config.load import hcm_connection_from_string
 from ...edge.config.secret import Secret
 from ...edge.config.settings import HcmConnection, Profile
 from ...edge.control.protocol import NotRunning
+from ...edge.diagnose.doctor import examine_hcm_way
 from ...edge.diagnose.steps import Finding
 from ...edge.hcm.status import ConnectionStatus
 from ...errors import ConfigError
 from ..options import read_secret, run
 from .asking import Meant, call_as, meant_options, patience
-from .examining import examine_here
 from .findings import exit_code_of, finding_lines, needs_metadata
 from .looking import endpoint_text, hcm_fields
 from .service import UNIT_NAME
@@ -177,9 +177,13 @@ class _Adding:
         book = self._where.book()
         path = await trio.to_thread.run_sync(lambda: book.save(self._connection, replaces=self._replaces))
         if self._waits:
-            await examine_here(self._connection, self._note)
+            await examine_hcm_way(self._connection, self._emit)
         text = f"{self._connection.name} is saved in {path}; no daemon runs here, start it with: {START_COMMAND}"
         click.echo(text, err=self._as_json)
+
+    async def _emit(self, finding: Finding) -> None:
+        self._note(finding)
+        await trio.lowlevel.checkpoint()
 
     def _note(self, finding: Finding) -> None:
         self._findings.append(finding)

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from pathlib import Path
 from typing import Literal
 
 import click
 import msgspec
-import trio
 
 from ...edge.access import RelayAccess
 from ...edge.config.load import Loaded, parse_target, show
 from ...edge.config.settings import HcmConnection, HcmSettings, RelaySettings
 from ...edge.control.client import ControlClient
 from ...edge.control.protocol import NotRunning
-from ...edge.diagnose.doctor import bundle, examine_hcm_connection
+from ...edge.diagnose.doctor import bundle, examine_hcm_connection, examine_hcm_way
 from ...edge.diagnose.steps import Finding, examine_endpoint, examine_relay
 from ...edge.hcm.plan import UnknownConnection
 from ...edge.hcm.status import ManagerStatus, TargetCheck
@@ -26,49 +23,14 @@ from ...edge.target.policy import Policy
 from ...errors import ConfigError, RelayError
 from ..exits import ExitCode
 from ..options import raise_file_limit, run
+from ..report import Printer, known_secrets, write_private
 from ..version import versions
 from .asking import Meant, call_as, fetch_status, meant_options
-from .findings import exit_code_of, finding_lines, findings_of_checks, needs_metadata
+from .findings import findings_of_checks
 from .where import START_COMMAND, Where, where_options
-from .words import clean, span
+from .words import clean, span, times
 
-__all__ = ["doctor_command", "examine_here", "test_command"]
-
-
-async def examine_here(
-    connection: HcmConnection, note: Callable[[Finding], None], policy: Policy | None = None
-) -> None:
-    """Tell what this process finds on a connection's way; it cannot say whether somebody else listens."""
-    try:
-        access = RelayAccess.of(connection)
-    except ConfigError as error:
-        note(Finding("fail", "settings", str(error), exit_code=ExitCode.CONFIG))
-        return
-    await _tell(examine_relay(access, role="listen", needs_endpoint=needs_metadata(connection)), note)
-    targets = connection.targets if isinstance(connection.targets, tuple) else ()
-    targets += tuple(target for port in connection.ports if not port.is_udp for target in port.targets)
-    await _tell(examine_endpoint(targets, connection.dial, policy), note)
-
-
-async def _tell(findings: AsyncGenerator[Finding, None], note: Callable[[Finding], None]) -> None:
-    async with aclosing(findings):
-        async for finding in findings:
-            note(finding)
-
-
-class _Printer:
-    """Prints findings as they come, and keeps them for the exit code and a bundle."""
-
-    def __init__(self) -> None:
-        self.findings: list[Finding] = []
-
-    def note(self, finding: Finding) -> None:
-        self.findings.append(finding)
-        click.echo("\n".join(finding_lines(finding)))
-
-    @property
-    def exit_code(self) -> int:
-        return exit_code_of(self.findings)
+__all__ = ["doctor_command", "test_command"]
 
 
 # test ----------------------------------------------------------------------------------------------------------------
@@ -83,12 +45,12 @@ def test_command(meant: Meant, where: Where) -> int:
     NAME may also be HOST:PORT, which is dialled from here, or the host name of a relay, which is asked whether it is
     one. Exit code 7: the endpoint does not answer; 5: the relay does not.
     """
-    printer = _Printer()
+    printer = Printer()
 
     async def act() -> None:
         name = meant.name
         if name is not None and ":" in name:
-            await _tell(examine_endpoint([parse_target(name)]), printer.note)
+            await printer.emit_all(examine_endpoint([parse_target(name)]))
             return
         try:
             await _test_connection(meant, where, printer)
@@ -101,20 +63,20 @@ def test_command(meant: Meant, where: Where) -> int:
     return printer.exit_code
 
 
-async def _test_connection(meant: Meant, where: Where, printer: _Printer) -> None:
+async def _test_connection(meant: Meant, where: Where, printer: Printer) -> None:
     client = where.client()
     try:
         name = meant.find(await fetch_status(client)).name
     except NotRunning:
         loaded = where.book().load()
         connection = _find(meant, loaded.settings.hcm)
-        await examine_here(connection, printer.note, _policy(loaded.settings.hcm))
+        await examine_hcm_way(connection, printer.emit, policy=_policy(loaded.settings.hcm))
         return
     for finding in findings_of_checks(await call_as(list[TargetCheck], client, "test", name=name), name, level="fail"):
         printer.note(finding)
 
 
-async def _test_relay(host: str, printer: _Printer) -> None:
+async def _test_relay(host: str, printer: Printer) -> None:
     """As far as one gets without a hybrid connection and a key."""
     connection = HcmConnection(name=host, relay=RelaySettings("", f"sb://{host}/"), path="-")
     async with aclosing(examine_relay(RelayAccess.of(connection), role="listen")) as findings:
@@ -157,7 +119,7 @@ def doctor_command(meant: Meant, where: Where, bundle_file: Path | None) -> int:
     doctor = _Doctor(meant, where)
     run(doctor.run)
     if bundle_file is not None:
-        _write_private(bundle_file, run(doctor.bundle))
+        write_private(bundle_file, run(doctor.bundle))
         click.echo(f"written: {bundle_file}")
     return doctor.printer.exit_code
 
@@ -166,7 +128,7 @@ class _Doctor:
     """One examination."""
 
     def __init__(self, meant: Meant, where: Where) -> None:
-        self.printer = _Printer()
+        self.printer = Printer()
         self._meant = meant
         self._where = where
         self._client: ControlClient = where.client()
@@ -193,7 +155,7 @@ class _Doctor:
             return
         count = len(loaded.settings.hcm.connections)
         files = ", ".join(map(str, loaded.files)) or "no file"
-        self._note("ok", "settings", f"settings are good: {count} connections, from {files}")
+        self._note("ok", "settings", f"settings are good: {times(count, 'connection')}, from {files}")
         for warning in loaded.warnings:
             self._note("warn", "settings", warning)
 
@@ -221,13 +183,8 @@ class _Doctor:
     async def _look_at(self, name: str) -> None:
         if self._status is None:
             assert self._loaded is not None
-            connection = _find(Meant(name), self._loaded.settings.hcm)
-
-            async def note(finding: Finding) -> None:
-                self.printer.note(finding)
-                await trio.lowlevel.checkpoint()
-
-            await examine_hcm_connection(connection, note, policy=_policy(self._loaded.settings.hcm))
+            settings = self._loaded.settings.hcm
+            await examine_hcm_connection(_find(Meant(name), settings), self.printer.emit, policy=_policy(settings))
             return
         async with self._client.stream("examine", name=name) as events:
             async for found in events:
@@ -243,7 +200,7 @@ class _Doctor:
         secrets: list[str] = []
         if self._loaded is not None:
             sections["settings"] = show(self._loaded, effective=False, origin=True)
-            secrets = _secrets_of(self._loaded.settings.hcm.connections)
+            secrets = known_secrets(self._loaded.settings.hcm.connections)
         if self._status is not None:
             sections["status"] = msgspec.json.format(msgspec.json.encode(self._status)).decode()
             for name in ("events", "logs"):
@@ -253,22 +210,3 @@ class _Doctor:
                         lines.append(line if isinstance(line, str) else msgspec.json.encode(line).decode())
                 sections[name] = "\n".join(lines)
         return bundle(self.printer.findings, sections, secrets)
-
-
-def _secrets_of(connections: Iterable[HcmConnection]) -> list[str]:
-    """The secrets that can be read here, to be taken out of a report wherever they stand."""
-    found: list[str] = []
-    for connection in connections:
-        for secret in (connection.key, connection.token):
-            with suppress(ConfigError):
-                found += [] if secret is None else [secret.read()]
-    return found
-
-
-def _write_private(path: Path, text: str) -> None:
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(fd, "w") as file:
-            file.write(text)
-    except OSError as error:
-        raise ConfigError(f"cannot be written: {error.strerror}", source=str(path)) from error

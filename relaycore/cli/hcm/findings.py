@@ -28,8 +28,13 @@ def finding_lines(finding: Finding, width: int = 64) -> list[str]:
 
 
 def exit_code_of(findings: Iterable[Finding]) -> int:
-    """Return the code of the first failure; a warning is none."""
-    return next((finding.exit_code or 1 for finding in findings if finding.level == "fail"), 0)
+    """Return the code of the first failure; a warning is none.
+
+    A name that does not lead here counts least: programs may be led otherwise, as by ``relaycore run``, and a way that
+    is broken is broken for all of them.
+    """
+    codes = [finding.exit_code or 1 for finding in findings if finding.level == "fail"]
+    return next((code for code in codes if code != ExitCode.NOT_REDIRECTED), codes[0] if codes else 0)
 
 
 def finding_of_listening(status: ConnectionStatus) -> Finding:

@@ -16,6 +16,7 @@ import stat
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -33,10 +34,12 @@ from .steps import Finding, examine_end_to_end, examine_endpoint, examine_relay
 
 __all__ = [
     "Emit",
+    "ExpectedName",
     "bundle",
     "examine_descriptors",
     "examine_forward",
     "examine_hcm_connection",
+    "examine_hcm_way",
     "examine_names",
     "examine_secret",
     "firewall_list",
@@ -77,8 +80,20 @@ async def examine_hcm_connection(
       open_connections: how many it has now.
     """
     await _examine_this_machine(connection, open_connections, environ, emit)
+    way = await examine_hcm_way(connection, emit, policy=policy, now_unix=now_unix)
+    if way is not None:
+        await emit(firewall_list(*way))
+
+
+async def examine_hcm_way(
+    connection: HcmConnection, emit: Emit, *, policy: Policy | None = None, now_unix: Callable[[], float] = time.time
+) -> tuple[RelayAccess, Sequence[Target]] | None:
+    """As `examine_hcm_connection`, without this machine: the relay and the endpoint.
+
+    Returns: what was found to lead where; None where the settings lead to no relay.
+    """
     if (access := await _access(connection, now_unix, emit)) is None:
-        return
+        return None
     fixed = fixed_targets(connection)
     needs_endpoint = isinstance(fixed, str)
     is_well = await _pass_on(
@@ -96,14 +111,14 @@ async def examine_hcm_connection(
         if port.is_udp:
             where = ", ".join(map(str, port.targets))
             await emit(Finding("ok", "endpoint", f"UDP {where} is not asked: nothing has to answer there"))
-    await emit(firewall_list(access, targets))
+    return access, targets
 
 
 async def examine_forward(
     forward: Forward,
     emit: Emit,
     *,
-    redirections: Iterable[tuple[str, str]] = (),
+    names: Iterable[ExpectedName] = (),
     port: int = 0,
     environ: Mapping[str, str] = os.environ,
     now_unix: Callable[[], float] = time.time,
@@ -112,11 +127,11 @@ async def examine_forward(
 
     Args:
       emit: gets each finding as it is made.
-      redirections: names, and the address each of them has to lead to here.
+      names: see `examine_names`.
       port: see `examine_end_to_end`.
     """
     await _examine_this_machine(forward, 0, environ, emit)
-    await _pass_on(examine_names(redirections), emit)
+    await _pass_on(examine_names(names), emit)
     if (access := await _access(forward, now_unix, emit)) is None:
         return
     if await _pass_on(examine_relay(access, role="send", now_unix=now_unix), emit):
@@ -195,35 +210,58 @@ def examine_descriptors(open_connections: int) -> Finding:
     return Finding("ok", "descriptors", text)
 
 
-async def examine_names(redirections: Iterable[tuple[str, str]]) -> AsyncGenerator[Finding, None]:
-    """Whether programs of this machine that look names up get the addresses that lead to the relay.
+@dataclass(frozen=True, slots=True)
+class ExpectedName:
+    """A name that leads to a forward, and where programs of this machine are to find it.
 
-    Args:
-      redirections: names and addresses; a pattern such as ``*.corp.example`` is passed over, as nobody looks it up.
+    Attributes:
+      name: a pattern such as ``*.corp.example`` is nothing that can be looked up.
+      address: the forward's own.
+      others: more addresses at which it listens.
+      other_way: how programs reach the forward that do not look the name up; ``""`` where none can.
     """
-    for name, address in redirections:
-        if name.startswith("*"):
+
+    name: str
+    address: str
+    others: tuple[str, ...] = ()
+    other_way: str = ""
+
+
+async def examine_names(names: Iterable[ExpectedName]) -> AsyncGenerator[Finding, None]:
+    """Whether programs of this machine that look names up get addresses that lead to the relay.
+
+    A name that leads elsewhere is a failure where programs have nothing else to go by, else a warning.
+    """
+    for expected in names:
+        if expected.name.startswith("*"):
             continue
         found: list[str] = []
         said = "no entry"
         try:
             with trio.fail_after(_LOOK_UP_S):
-                answers = await trio.socket.getaddrinfo(name, None, type=trio.socket.SOCK_STREAM)
+                answers = await trio.socket.getaddrinfo(expected.name, None, type=trio.socket.SOCK_STREAM)
             found = list(dict.fromkeys(str(answer[4][0]) for answer in answers))
         except trio.TooSlowError:
             said = "the name server does not answer"
         except (OSError, UnicodeError):
             pass
-        if found == [address]:
-            yield Finding("ok", "redirect", f"{name} -> {address}")
-            continue
-        if address in found:
-            others = ", ".join(other for other in found if other != address)
-            text = f"{name} -> {address}, and {others} as well: programs may take either"
-        else:
-            text = f"{name} -> NOT redirected ({'it leads to ' + ', '.join(found) if found else said})"
-        remedy = "Run: relaycore connect hosts apply; or start the program with: relaycore run -- PROGRAM"
-        yield Finding("fail", "redirect", text, remedy, exit_code=_NOT_REDIRECTED)
+        yield _judge_name(expected, found, said)
+
+
+def _judge_name(expected: ExpectedName, found: Sequence[str], said: str) -> Finding:
+    name, ours = expected.name, {expected.address, *expected.others}
+    if found and ours.issuperset(found):
+        return Finding("ok", "redirect", f"{name} -> {', '.join(found)}")
+    if expected.address in found:
+        others = ", ".join(other for other in found if other not in ours)
+        text = f"{name} -> {expected.address}, and {others} as well: programs may take either"
+    else:
+        text = f"{name} -> NOT redirected ({'it leads to ' + ', '.join(found) if found else said})"
+    if expected.other_way:
+        remedy = "For programs that look the name up: relaycore connect hosts apply"
+        return Finding("warn", "redirect", f"{text}; {expected.other_way}", remedy)
+    remedy = "Run: relaycore connect hosts apply; or start the program with: relaycore run -- PROGRAM"
+    return Finding("fail", "redirect", text, remedy, exit_code=_NOT_REDIRECTED)
 
 
 def firewall_list(access: RelayAccess, targets: Iterable[Target]) -> Finding:

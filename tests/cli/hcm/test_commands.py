@@ -52,6 +52,14 @@ async def test_add_without_a_daemon_saves_and_says_so(world_of):
         assert listed[0]["Status"] == "Disconnected"
 
 
+async def test_add_without_a_daemon_dials_what_the_metadata_names(world_of):
+    async with world_of("orders") as world:
+        out = await world.ok("add", "-", data=world.string("orders").encode())
+        assert f"endpoint from metadata: {world.endpoint.address}" in out
+        assert f"endpoint {world.endpoint.address}: connected to 127.0.0.1" in out
+        assert f"endpoint {world.endpoint.address}: connected" in await world.ok("test", "orders")
+
+
 async def test_add_takes_a_key_from_its_file_and_warns_of_one_on_the_command_line(world_of):
     async with world_of("orders", "files") as world, world.daemon():
         string = world.string("orders")

@@ -16,6 +16,7 @@ from relaycore.edge.access import RelayAccess
 from relaycore.edge.config.secret import Secret
 from relaycore.edge.config.settings import METADATA, HcmConnection, PolicySettings, PortBinding, Profile, Target
 from relaycore.edge.diagnose.doctor import (
+    ExpectedName,
     bundle,
     examine_descriptors,
     examine_forward,
@@ -88,7 +89,7 @@ async def test_a_forward(place):
                 await connection.aclose()
 
         nursery.start_soon(serve)
-        findings = await emitted(examine_forward, place.forward(), redirections=[("127.0.0.1", "127.0.0.1")])
+        findings = await emitted(examine_forward, place.forward(), names=[ExpectedName("127.0.0.1", "127.0.0.1")])
         assert all(finding.level != "fail" for finding in findings)
         assert levels(findings).keys() >= {"secret", "redirect", "token", "listener", "relay", "bytes", "firewall"}
         nursery.cancel_scope.cancel()
@@ -168,7 +169,7 @@ async def test_names(autojump_clock):
     """manager 8.11: a name that does not lead here is exit code 8."""
     trio.socket.set_custom_hostname_resolver(Names())
     hosts = ["good.test", "other.test", "both.test", "none.test", "slow.test", "*.test"]
-    findings = await collect(examine_names((host, "127.77.1.1") for host in hosts))
+    findings = await collect(examine_names(ExpectedName(host, "127.77.1.1") for host in hosts))
     assert [finding.text for finding in findings] == [
         "good.test -> 127.77.1.1",
         "other.test -> NOT redirected (it leads to 10.0.0.1)",
@@ -177,6 +178,28 @@ async def test_names(autojump_clock):
         "slow.test -> NOT redirected (the name server does not answer)",
     ]
     assert [finding.exit_code for finding in findings] == [0, 8, 8, 8, 8]
+
+
+async def test_a_name_that_programs_do_without_is_a_warning():
+    trio.socket.set_custom_hostname_resolver(Names())
+    way = "programs reach it by the proxy port"
+    hosts = ["good.test", "other.test", "none.test"]
+    findings = await collect(examine_names(ExpectedName(host, "127.77.1.1", other_way=way) for host in hosts))
+    assert [(finding.level, finding.text) for finding in findings] == [
+        ("ok", "good.test -> 127.77.1.1"),
+        ("warn", f"other.test -> NOT redirected (it leads to 10.0.0.1); {way}"),
+        ("warn", f"none.test -> NOT redirected (no entry); {way}"),
+    ]
+    assert not any(finding.exit_code for finding in findings)
+
+
+async def test_a_name_may_lead_to_any_address_of_its_forward():
+    trio.socket.set_custom_hostname_resolver(Names())
+    expected = [ExpectedName(host, "127.77.1.1", ("10.0.0.1",)) for host in ("other.test", "both.test")]
+    assert [finding.text for finding in await collect(examine_names(expected))] == [
+        "other.test -> 10.0.0.1",
+        "both.test -> 127.77.1.1, 10.0.0.1",
+    ]
 
 
 async def test_the_firewall_list(place):
