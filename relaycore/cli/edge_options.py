@@ -107,6 +107,7 @@ def _check(config_files: tuple[Path, ...], overrides: tuple[str, ...]) -> ExitCo
     Exit code 3 where something is. Files that hold keys and certificates are looked at too.
     """
     from ..edge.config.load import check, expand_files
+    from .hcm.words import times
 
     try:
         files = expand_files(config_files) if config_files else None
@@ -127,8 +128,8 @@ def _check(config_files: tuple[Path, ...], overrides: tuple[str, ...]) -> ExitCo
         return ExitCode.CONFIG
     settings = loaded.settings
     counts = (
-        f"{len(settings.relays)} relays, {len(settings.hcm.connections)} connections to listen on,"
-        f" {len(settings.connect.forwards)} forwards"
+        f"{times(len(settings.relays), 'relay')}, {times(len(settings.hcm.connections), 'connection')} to listen on,"
+        f" {times(len(settings.connect.forwards), 'forward')}"
     )
     click.echo(f"ok: {counts}, from {', '.join(map(str, loaded.files)) or 'no file'}")
     return ExitCode.OK

@@ -208,7 +208,7 @@ async def test_run_carries_tells_and_stops(tmp_path):
         await bench.publish(echo)
         bench.write(bench.forward("orders", f'listen = ["auto:{PORT}", "unix:{tmp_path}/orders.sock"]'))
         async with run_program("connect", "run", "--config", str(bench.config)) as program:
-            err = await program.wait_err("1 of 1 forwards are listening")
+            err = await program.wait_err("1 of 1 forward is listening")
             address = err.partition("orders: on ")[2].partition(":")[0]
             assert address.startswith("127.77.")
             assert (await trio.Path(tmp_path, "orders.sock").stat()).st_mode & 0o777 == 0o600
@@ -246,7 +246,7 @@ async def test_settings_are_read_again_when_told_and_when_their_file_changes(tmp
     async with open_bench(tmp_path) as bench:
         await bench.publish(echo)
         async with run_program("connect", "run", "--no-watch", "--config", str(bench.config)) as program:
-            await program.wait_err("1 of 1 forwards are listening")
+            await program.wait_err("1 of 1 forward is listening")
             bench.write(bench.forward("orders") + bench.forward("more"))
             code, out, _ = await connect(bench, "reload")
             assert (code, out) == (0, b"+ more\n")
@@ -260,7 +260,7 @@ async def test_settings_are_read_again_when_told_and_when_their_file_changes(tmp
             program.signal(signal.SIGHUP)
             await program.wait_err("- orders: no new connections")
         async with run_program("connect", "run", "--config", str(bench.config)) as program:
-            await program.wait_err("1 of 1 forwards are listening")
+            await program.wait_err("1 of 1 forward is listening")
             bench.write(bench.forward("more") + bench.forward("third"))
             await program.wait_err("third: on 127.77.")
 
@@ -318,7 +318,7 @@ async def test_add_and_remove_tell_the_running_forwarder(tmp_path):
             "28072",
         )
         async with run_program("connect", "run", "--config", str(bench.config)) as program:
-            await program.wait_err("1 of 1 forwards are listening")
+            await program.wait_err("1 of 1 forward is listening")
             code, out, err = await connect(bench, *add)
             assert (code, err) == (0, "")
             assert out.decode().splitlines()[1] == "+ added"
@@ -413,7 +413,7 @@ async def test_two_forwarders_on_one_control_socket_are_told_apart(tmp_path):
         open_bench(tmp_path) as bench,
         run_program("connect", "run", "--config", str(bench.config)) as program,
     ):
-        await program.wait_err("1 of 1 forwards are listening")
+        await program.wait_err("1 of 1 forward is listening")
         code, _, err = await connect(bench, "run")
         assert code != 0
         assert str(program.process.pid) in err
@@ -427,7 +427,7 @@ async def test_pages_and_the_proxy_port_stand_beside_the_forwards(tmp_path):
         extra += '[connect.webhook]\nurl = "http://127.0.0.1:9/hidden"\n'
         bench.write(extra=extra)
         async with run_program("connect", "run", "--config", str(bench.config)) as program:
-            await program.wait_err("1 of 1 forwards are listening")
+            await program.wait_err("1 of 1 forward is listening")
             await program.wait_err("webhook: on http://127.0.0.1:9")
             async with await trio.open_tcp_stream("127.0.0.1", 28_075) as stream:
                 await stream.send_all(
@@ -441,7 +441,7 @@ async def test_pages_and_the_proxy_port_stand_beside_the_forwards(tmp_path):
                 await stream.send_all(b"GET /readyz HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
                 answer = b"".join([data async for data in stream])
                 assert answer.startswith(b"HTTP/1.1 200 ")
-                assert b"1 of 1 forwards" in answer
+                assert b"1 of 1 forward is" in answer
             async with await trio.open_tcp_stream("127.0.0.1", 28_076) as stream:
                 await stream.send_all(b"GET /metrics HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
                 answer = b"".join([data async for data in stream])
@@ -495,7 +495,7 @@ async def test_test_goes_leg_by_leg(tmp_path):
         assert "ok   1 more handshake: " in out.decode()
         assert "ok   the path works end to end" in text
         async with run_program("connect", "run", "--config", str(bench.config)) as program:
-            await program.wait_err("1 of 1 forwards are listening")
+            await program.wait_err("1 of 1 forward is listening")
             code, out, _ = await connect(bench, "test", "orders")
             text = out.decode()
             assert code == 8

@@ -39,7 +39,7 @@ def test_check_counts_what_is_right(settings):
     path = settings(f'{RELAY}[[hcm.connection]]\nname = "orders"\n')
     code, said = call("check")
     assert code == ExitCode.OK
-    assert said == f"ok: 1 relays, 1 connections to listen on, 0 forwards, from {path}\n"
+    assert said == f"ok: 1 relay, 1 connection to listen on, 0 forwards, from {path}\n"
 
 
 def test_check_names_file_line_key_and_the_nearest_key_of_all_that_is_wrong(settings):

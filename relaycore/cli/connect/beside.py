@@ -22,6 +22,7 @@ from ...edge.connect.forwarder import Forwarder
 from ...edge.connect.status import ForwarderStatus, ForwardState
 from ...errors import RelayError
 from ...net.tasks import alone
+from ..hcm.words import times
 
 if TYPE_CHECKING:
     from ...edge.webhook import Webhooks
@@ -36,7 +37,8 @@ def summary(status: ForwarderStatus) -> str:
     if not status.forwards:
         return "no forwards yet; add one with: relaycore connect add"
     count = sum(one.state is ForwardState.LISTENING for one in status.forwards)
-    return f"{count} of {len(status.forwards)} forwards are listening"
+    verb = "is" if len(status.forwards) == 1 else "are"
+    return f"{count} of {times(len(status.forwards), 'forward')} {verb} listening"
 
 
 @dataclass

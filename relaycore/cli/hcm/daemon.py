@@ -278,7 +278,7 @@ class Daemon:
 
     def _summary(self) -> str:
         words = [word for _, word in self.manager.shown()]
-        return f"{words.count(Shown.CONNECTED)} of {len(words)} connections Connected"
+        return f"{words.count(Shown.CONNECTED)} of {times(len(words), 'connection')} Connected"
 
     def _announce(self, socket: Path) -> None:
         count = len(self._loaded.settings.hcm.connections)

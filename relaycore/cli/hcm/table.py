@@ -118,7 +118,7 @@ def detail_lines(one: ConnectionStatus) -> list[str]:
         ("relay leg", f"{one.relay_leg}, {one.listeners_here} of {times(one.listeners_wanted, 'listener')} here"),
         ("all listeners", "" if one.listeners_total is None else f"{one.listeners_total} {_seen(one.listeners_unix)}"),
         ("endpoint", f"{one.endpoint} (from {one.endpoint_from})" if one.endpoint else "not known"),
-        ("endpoint leg", f"{one.endpoint_leg}  {one.health}"),
+        ("endpoint leg", _leg(one)),
         ("open", f"{one.open}, {one.queued} waiting"),
         ("accepted", f"{one.accepted}, {one.lost} of them lost"),
         ("refused", rejected),
@@ -129,6 +129,13 @@ def detail_lines(one: ConnectionStatus) -> list[str]:
         ("last error", f"{one.last_error} {_seen(one.last_error_unix)}" if one.last_error else ""),
     ]
     return [f"{name:<18} {clean(value)}" for name, value in pairs if value.strip()]
+
+
+def _leg(one: ConnectionStatus) -> str:
+    """The endpoint leg's state, and its health where that says more."""
+    word = one.endpoint_leg.lower()
+    more = one.health.removeprefix(word) if one.health.lower().startswith(word) else f" {one.health}"
+    return f"{one.endpoint_leg}{more}"
 
 
 def _seen(unix: float | None) -> str:

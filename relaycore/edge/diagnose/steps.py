@@ -314,7 +314,7 @@ class _Relay:
         found: Mapping[str, Any] = tls.getpeercert() or {}
         names = [value for kind, value in found.get("subjectAltName", ()) if kind in ("DNS", "IP Address")]
         days = int((ssl.cert_time_to_seconds(str(found["notAfter"])) - self._now_unix()) // 86_400)
-        text = f"{str(tls.version()).replace('v', ' ')}, certificate {', '.join(names[:2])}, {days} days left"
+        text = f"{str(tls.version()).replace('v', ' ')}, certificate {', '.join(names[:2])}, {_count(days, 'day')} left"
         if days < _CERTIFICATE_DAYS:
             return Finding("warn", "tls", text, "Renew the relay's certificate.", seconds=took)
         return Finding("ok", "tls", text, seconds=took)
@@ -450,7 +450,7 @@ class _Relay:
                 text = f"metadata names {target}, but the settings count"
             found.append(Finding("ok", "metadata", text, seconds=took))
         count = entity.listener_count
-        left = f"{count} listener{'' if count == 1 else 's'} now; at most {MAX_LISTENERS_PER_ENTITY} fit"
+        left = f"{_count(count, 'listener')} now; at most {MAX_LISTENERS_PER_ENTITY} fit"
         if self._role == "listen" and count >= MAX_LISTENERS_PER_ENTITY:
             found.append(Finding("warn", "listeners", left, "Stop listeners that nobody needs."))
         else:
@@ -706,7 +706,7 @@ async def _listen_for_bytes(connection: Connection, send_bytes: int) -> list[Fin
     if not data:
         text = "the endpoint closed the connection at once"
         return [Finding("warn", "bytes", text, "Does the service take connections from the listener's address?")]
-    text = f"the endpoint speaks first: {len(data)} bytes"
+    text = f"the endpoint speaks first: {_count(len(data), 'byte')}"
     return [Finding("ok", "bytes", text, seconds=took), Finding("ok", "result", "the path works end to end")]
 
 
@@ -737,4 +737,8 @@ async def _exchange(connection: Connection, send_bytes: int) -> Finding:
                 break
             got += len(data)
             last = trio.current_time()
-    return Finding("ok", "bytes", f"{send_bytes} bytes sent, {got} came back", seconds=last - began)
+    return Finding("ok", "bytes", f"{_count(send_bytes, 'byte')} sent, {got} came back", seconds=last - began)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

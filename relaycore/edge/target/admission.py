@@ -91,14 +91,14 @@ class Admission:
         if self._places.statistics().tasks_waiting >= limits.queue:
             self._refused_full += 1
             waiting = f", {limits.queue} more wait" if limits.queue else ""
-            raise DialFailed(503, f"overloaded: {limits.max_open} connections are open{waiting}; try again later")
+            raise DialFailed(503, f"overloaded: {_are_open(limits.max_open)}{waiting}; try again later")
         with trio.move_on_after(limits.queue_timeout_s):
             await self._places.acquire_on_behalf_of(place)
             return
         self._refused_waited += 1
         raise DialFailed(
             503,
-            f"overloaded: {limits.max_open} connections are open, and none ended within {limits.queue_timeout_s:g} s; "
+            f"overloaded: {_are_open(limits.max_open)}, and none ended within {limits.queue_timeout_s:g} s; "
             "try again later",
         )
 
@@ -112,7 +112,7 @@ class Admission:
     def _counted(self, sender: str | None, limit: int) -> _Counted:
         if sender is not None and limit and self._by_sender.get(sender, 0) >= limit:
             self._refused_sender += 1
-            raise DialFailed(503, f"overloaded: {sender} has {limit} connections open, which is its limit")
+            raise DialFailed(503, f"overloaded: {sender} has {_connections(limit)} open, which is its limit")
         return _Counted(self._by_sender, sender)
 
     def statistics(self) -> AdmissionStatistics:
@@ -144,3 +144,11 @@ class _Counted:
             self._counts[self._sender] -= 1
             if not self._counts[self._sender]:
                 del self._counts[self._sender]
+
+
+def _connections(count: int) -> str:
+    return "1 connection" if count == 1 else f"{count} connections"
+
+
+def _are_open(count: int) -> str:
+    return f"{_connections(count)} {'is' if count == 1 else 'are'} open"

@@ -146,7 +146,7 @@ async def test_metrics_and_health(world_of):
             (address,) = json.loads(bytes(daemon.out))["metrics"]
             await world.settled("orders", status="Connected", endpoint_leg="Up")
             assert await get(address, "/healthz") == (200, "ok\n")
-            assert await get(address, "/readyz") == (200, "1 of 1 connections Connected\norders: Connected\n")
+            assert await get(address, "/readyz") == (200, "1 of 1 connection Connected\norders: Connected\n")
             assert await world.echoes("orders")
             await world.settled("orders", open=0)
             status, text = await get(address, "/metrics")
@@ -262,7 +262,7 @@ async def test_the_service_manager_is_told(world_of):
             async with world.daemon() as daemon:
                 assert (await hear("READY=1")).startswith("READY=1\nSTATUS=")
                 await hear("WATCHDOG=1")
-                await hear("STATUS=1 of 1 connections Connected")
+                await hear("STATUS=1 of 1 connection Connected")
                 daemon.signal(signal.SIGHUP)
                 assert "MONOTONIC_USEC=" in await hear("RELOADING=1")
                 await hear("READY=1")

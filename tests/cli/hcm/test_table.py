@@ -85,6 +85,22 @@ def test_details_have_no_control_characters():
     assert not any("\x1b" in line for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("leg", "health", "shown"),
+    [
+        ("Up", "up 1.9 ms", "Up 1.9 ms"),
+        ("Down", "down", "Down"),
+        ("Degraded", "2 of 5 failed", "Degraded 2 of 5 failed"),
+        ("Unknown", "unknown", "Unknown"),
+        ("Unknown", "not probed", "Unknown not probed"),
+        ("Up", "", "Up"),
+    ],
+)
+def test_no_word_is_said_twice(leg: str, health: str, shown: str):
+    lines = detail_lines(connection("a", endpoint_leg=leg, health=health))
+    assert f"endpoint leg       {shown}" in lines
+
+
 def test_a_view_keeps_to_its_screen():
     view = View()
     assert view.lines(20, 5, 0.0) == ["asking..."]

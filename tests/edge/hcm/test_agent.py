@@ -307,7 +307,7 @@ async def test_too_many_are_a_503(world: World):
             assert await ask(sender) == b"ping"
             error = await refusal_of(world)
             assert isinstance(error, ServerBusy)
-            assert "1 connections are open" in error.message
+            assert "1 connection is open" in error.message
             assert status(manager).rejected == {"overloaded": 1}
         await until(lambda: not status(manager).open)
         async with world.dial() as sender:
@@ -521,7 +521,7 @@ async def test_a_sender_is_refused_once_however_many_channels_we_hold(world: Wor
             assert await ask(sender) == b"ping"
             error = await refusal_of(world)
             assert isinstance(error, ServerBusy)
-            assert "1 connections are open" in error.message
+            assert "1 connection is open" in error.message
             assert status(manager).rejected == {"overloaded": 1}
             await refusal_of(world)
             assert status(manager).rejected == {"overloaded": 2}

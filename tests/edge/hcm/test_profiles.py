@@ -217,7 +217,7 @@ async def test_limits_refuse_before_the_preamble(world: World):
     entry = azbridge(world, PortBinding("one", (endpoint.target,)), limits=LimitSettings(max_open=1))
     async with world.serving(entry) as manager, world.dial() as sender:
         await request_port(sender, "one")
-        with pytest.raises(Exception, match="1 connections are open"):
+        with pytest.raises(Exception, match="1 connection is open"):
             async with world.dial():
                 pass
         assert status(manager).rejected == {"overloaded": 1}
@@ -288,7 +288,7 @@ async def test_limits_bound_requests_too(world: World):
             await until(lambda: bool(origin.seen))
             refused = await fetch(world, "/web/more")
             assert refused.status == 503
-            assert b"1 connections are open" in refused.body
+            assert b"1 connection is open" in refused.body
             assert status(manager).rejected == {"overloaded": 1}
             may_answer.set()
             await until(lambda: answers == [200])

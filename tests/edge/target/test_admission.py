@@ -33,7 +33,7 @@ async def test_without_limits_all_are_let_in():
 async def test_without_a_queue_one_too_many_is_refused_at_once():
     admission = Admission(LimitSettings(max_open=1))
     async with admission.enter():
-        assert await refused(admission) == "overloaded: 1 connections are open; try again later"
+        assert await refused(admission) == "overloaded: 1 connection is open; try again later"
     async with admission.enter():
         assert admission.statistics().refused_full == 1
 
@@ -52,7 +52,7 @@ async def test_the_queue_is_served_in_order(autojump_clock: MockClock):
             nursery.start_soon(visit, name)
             await wait_all_tasks_blocked()
         assert admission.statistics().queued == 2
-        assert await refused(admission) == "overloaded: 1 connections are open, 2 more wait; try again later"
+        assert await refused(admission) == "overloaded: 1 connection is open, 2 more wait; try again later"
     assert order == ["a", "b", "c"]
     assert trio.current_time() == pytest.approx(3)
 
