@@ -8,6 +8,8 @@ ARGS   ?=
 NATIVE := setup.py $(wildcard native/*.py native/*.cdef native/include/*.h native/src/*.c native/src/*.h)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Tests start hundreds of programs, and each would compile our modules again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help run demo test check docs run-table format native-test interop bench bench-quick gate clean
 
