@@ -265,34 +265,6 @@ async def test_a_server_that_the_policy_forbids(world: World):
             assert not origin.seen
 
 
-async def test_limits_bound_requests_too(world: World):
-    """8.4 limits: what is one connection to a tunnel is one request to a server."""
-    await world.relay.create_entity("web", requires_client_authorization=False)
-    may_answer = trio.Event()
-
-    async def wait(visitor: Visitor, seen: Seen) -> bytes:
-        await may_answer.wait()
-        return OK
-
-    async with open_origin(wait) as origin:
-        entry = world.connection(
-            path="web", profile=Profile.HTTP, http_url=origin.url, limits=LimitSettings(max_open=1)
-        )
-        async with world.serving(entry) as manager, trio.open_nursery() as nursery:
-            answers: list[int] = []
-
-            async def ask_first() -> None:
-                answers.append((await fetch(world, "/web/slow")).status)
-
-            nursery.start_soon(ask_first)
-            await until(lambda: bool(origin.seen))
-            refused = await fetch(world, "/web/more")
-            assert refused.status == 503
-            assert b"1 connection is open" in refused.body
-            assert status(manager).rejected == {"overloaded": 1}
-            may_answer.set()
-            await until(lambda: answers == [200])
-            assert (await fetch(world, "/web/again")).status == 200
 class TwoAddresses(trio.abc.HostnameResolver):
     """Every name leads to 127.0.0.2 and 127.0.0.1, the first one first."""
 
@@ -333,3 +305,31 @@ async def test_of_a_servers_addresses_only_those_are_dialled_that_the_policy_all
         assert origin.seen
 
 
+async def test_limits_bound_requests_too(world: World):
+    """8.4 limits: what is one connection to a tunnel is one request to a server."""
+    await world.relay.create_entity("web", requires_client_authorization=False)
+    may_answer = trio.Event()
+
+    async def wait(visitor: Visitor, seen: Seen) -> bytes:
+        await may_answer.wait()
+        return OK
+
+    async with open_origin(wait) as origin:
+        entry = world.connection(
+            path="web", profile=Profile.HTTP, http_url=origin.url, limits=LimitSettings(max_open=1)
+        )
+        async with world.serving(entry) as manager, trio.open_nursery() as nursery:
+            answers: list[int] = []
+
+            async def ask_first() -> None:
+                answers.append((await fetch(world, "/web/slow")).status)
+
+            nursery.start_soon(ask_first)
+            await until(lambda: bool(origin.seen))
+            refused = await fetch(world, "/web/more")
+            assert refused.status == 503
+            assert b"1 connection is open" in refused.body
+            assert status(manager).rejected == {"overloaded": 1}
+            may_answer.set()
+            await until(lambda: answers == [200])
+            assert (await fetch(world, "/web/again")).status == 200
