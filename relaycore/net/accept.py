@@ -20,6 +20,7 @@ from pathlib import Path
 import trio
 
 from ..errors import ConfigError
+from .keepalive import keep_alive
 
 __all__ = ["PASSING_ERRNOS", "Listener", "TlsContext", "open_listeners"]
 
@@ -130,6 +131,7 @@ async def open_listeners(host: str, port: int, *, backlog: int) -> list[Listener
 def _own(listener: trio.SocketListener) -> Listener:
     listening = socket.socket(fileno=os.dup(listener.socket.fileno()))
     listening.setblocking(False)
+    keep_alive(listening)
     listener.socket.close()
     return Listener(listening)
 

@@ -18,6 +18,7 @@ import trio
 
 from ..errors import ConnectionLost, RemoteProtocolError
 from ..wire.http1 import ResponseHead, ResponseReader, build_request
+from .keepalive import keep_alive
 from .proxy import Proxy
 from .tasks import leaves
 
@@ -87,7 +88,7 @@ async def open_tcp(host: str, port: int, proxy: Proxy | None = None) -> trio.Soc
     where = _authority(host, port)
     if proxy is None:
         try:
-            return await trio.open_tcp_stream(host, port)
+            return _kept(await trio.open_tcp_stream(host, port))
         except (OSError, UnicodeError) as error:  # the second: a name that DNS cannot spell
             raise ConnectionLost(f"cannot connect to {where}: {_cause_of(error)}") from error
     try:
@@ -97,9 +98,14 @@ async def open_tcp(host: str, port: int, proxy: Proxy | None = None) -> trio.Soc
         raise ProxyFailed(proxy, f"the proxy {proxy} did not connect to {where} within {PROXY_TIMEOUT:g} s") from error
 
 
+def _kept(stream: trio.SocketStream) -> trio.SocketStream:
+    keep_alive(stream.socket)
+    return stream
+
+
 async def _open_through(proxy: Proxy, host: str, port: int) -> trio.SocketStream:
     try:
-        stream = await trio.open_tcp_stream(proxy.host, proxy.port)
+        stream = _kept(await trio.open_tcp_stream(proxy.host, proxy.port))
     except (OSError, UnicodeError) as error:
         raise ProxyFailed(proxy, f"cannot connect to the proxy {proxy}: {_cause_of(error)}") from error
     try:

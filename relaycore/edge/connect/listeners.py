@@ -26,6 +26,7 @@ import trio
 
 from ...errors import ConfigError
 from ...net.accept import PASSING_ERRNOS
+from ...net.keepalive import keep_alive
 from ..config.settings import ListenAt
 
 __all__ = [
@@ -154,6 +155,8 @@ async def open_local(at: ListenAt, *, address: str = "", port: int = 0) -> Local
         sockets = await trio.open_tcp_listeners(port, host=host, backlog=BACKLOG)
     except OSError as error:
         raise _explain(at, host, port, error) from error
+    for each in sockets:
+        keep_alive(each.socket)
     shown = _show(host, sockets[0].socket.getsockname()[1])
     return LocalListener(at, shown, sockets)
 

@@ -23,6 +23,7 @@ from typing import Final, Literal
 
 import trio
 
+from ...net.keepalive import keep_alive
 from ...wire.messages import RemoteEndpoint
 from ..config.settings import DialSettings, EndpointOrder, Target
 from .failure import DialFailed, FailureKind, from_os_error
@@ -295,6 +296,7 @@ class _Race:
             raise
         else:
             if self._won is None:
+                keep_alive(sock)
                 self._won = sock, address
                 scope.cancel()
             else:
