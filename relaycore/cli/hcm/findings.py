@@ -69,12 +69,18 @@ def findings_of_checks(
     """Return what dialling each target came to, `level` for those that do not answer. One that does is enough for
     connections to get through, and makes it a warning."""
     any_up = any(check.is_up for check in checks)
-    remedy = (
-        f"Senders go to the other endpoints meanwhile. Then: relaycore hcm test {name}"
-        if any_up
-        else "Senders are refused until the endpoint answers. Start the service or check its firewall, then:"
-        f" relaycore hcm test {name}"
-    )
+    if any_up:
+        remedy = f"Senders go to the other endpoints meanwhile. Then: relaycore hcm test {name}"
+    elif any(check.kind == "no-endpoint" for check in checks):
+        remedy = (
+            "Senders are refused until it is. Write it at the relay (relaycore entity update --user-metadata), or name"
+            f" it in the settings (endpoint), then: relaycore hcm test {name}"
+        )
+    else:
+        remedy = (
+            "Senders are refused until the endpoint answers. Start the service or check its firewall, then:"
+            f" relaycore hcm test {name}"
+        )
     return [
         Finding("ok", "endpoint", f"endpoint {check.target}: {check.text}")
         if check.is_up

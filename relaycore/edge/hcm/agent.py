@@ -25,10 +25,10 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Final
+from typing import Final, Literal
 
 import trio
 
@@ -46,7 +46,7 @@ from ..access import RelayAccess
 from ..azbridge.preamble import PortRefused
 from ..azbridge.remote import PortTable, open_datagrams, serve
 from ..config.settings import HcmConnection, OnDown, PortBinding, Profile, Target
-from ..events import EventLog
+from ..events import EventLog, log_detail
 from ..http_forward import HttpForwarder
 from ..mapping import ForwardSettings
 from ..origin import parse_origin_url
@@ -518,11 +518,12 @@ class Agent:
         except DialFailed as failure:
             if failure.status == 503 and self.settings.listeners > 1:
                 self._refused.note(waiting.incoming, failure)
-            await self._reject(waiting, failure, "overloaded" if failure.status == 503 else failure.kind)
+            await self._reject(waiting, failure, failure.kind)
         except RelayError as error:
             # The rendezvous, or the session, which has said so itself.
             if not is_answered:
-                self._emit("left", f"a sender left while it was being connected: {error}")
+                tracking_id = waiting.incoming.tracking_id
+                self._emit("left", f"a sender left while it was being connected: {error}", tracking_id)
         except Exception as error:  # our bug: it costs this sender, not the others
             _log.error("! %s: a sender could not be served", self.name, exc_info=error)
             await self._reject(waiting, DialFailed(502, "the connection manager failed"), "internal")
@@ -551,7 +552,8 @@ class Agent:
         note_answer()
         route.order.note_open(dialled.target)
         try:
-            with self._book.entered(waiting.incoming, str(dialled.target)) as session:
+            with self._entered(waiting, str(dialled.target)) as session:
+                self._note_joined(session)
                 await self._join(session, connection, dialled.stream)
         finally:
             route.order.note_closed(dialled.target)
@@ -575,13 +577,16 @@ class Agent:
 
         async def dial_datagrams(binding: PortBinding) -> trio.socket.SocketType:
             session.endpoint = f"udp:{binding.targets[0]}"
-            return await open_datagrams(binding, settings.dial, self._policy())
+            opened = await open_datagrams(binding, settings.dial, self._policy())
+            self._note_joined(session)
+            return opened
 
         async def join(connection: Connection, stream: trio.abc.HalfCloseableStream) -> Spliced:
+            self._note_joined(session)
             found = await self._join(session, connection, stream)
             return Spliced(to_second=found.to_first, to_first=found.to_second)
 
-        with self._book.entered(waiting.incoming) as session:
+        with self._entered(waiting) as session:
             try:
                 served = await serve(
                     connection,
@@ -594,12 +599,32 @@ class Agent:
                 if served.datagrams is not None:
                     session.note_carried(served.to_endpoint, served.to_sender)
             except PortRefused as refusal:
-                self._note_refusal(session.sender, refusal.text, "unknown-port")
+                self._note_refusal(session.sender, refusal.text, "unknown-port", session.tracking_id)
             except DialFailed as failure:
-                self._note_refusal(session.sender, failure.text, failure.kind)
+                self._note_refusal(session.sender, failure.text, failure.kind, session.tracking_id)
             finally:
                 for target in chosen:
                     route.order.note_closed(target)
+
+    @contextlib.contextmanager
+    def _entered(self, waiting: WaitingSender, endpoint: str = "") -> Iterator[OpenSession]:
+        """As `SessionBook.entered`; the log has the end of what was joined."""
+        with self._book.entered(waiting.incoming, endpoint) as session:
+            try:
+                yield session
+            finally:
+                if session.is_joined:
+                    bytes_in, bytes_out = session.carried()
+                    seconds = round(self._now_unix() - session.since_unix, 3)
+                    self._log_session("ended", session, bytes_in=bytes_in, bytes_out=bytes_out, seconds=seconds)
+
+    def _note_joined(self, session: OpenSession) -> None:
+        session.is_joined = True
+        self._log_session("joined", session)
+
+    def _log_session(self, kind: Literal["joined", "ended"], session: OpenSession, **counts: float) -> None:
+        about = {"sender": session.sender, "endpoint": session.endpoint}
+        log_detail("hcm", kind, self.name, session.tracking_id, **about, **counts)
 
     async def _rendezvous_with(self, waiting: WaitingSender) -> Connection:
         began = trio.current_time()
@@ -618,7 +643,7 @@ class Agent:
         route = self._endpoint.route
         if not route.targets:
             why = "" if self._metadata is None else self._metadata.error
-            raise DialFailed(503, f"the endpoint is not known: {why or 'the relay has not said yet'}", "unknown-name")
+            raise DialFailed(503, f"the endpoint is not known: {why or 'the relay has not said yet'}", "no-endpoint")
         return route
 
     def _knows_where(self) -> bool:
@@ -675,19 +700,21 @@ class Agent:
             self._book.lost += 1
             said = str(error).replace("the first stream", f"the endpoint {session.endpoint}")
             said = said.replace("the second stream", f"the sender {session.sender}".rstrip())
-            self._emit("lost", f"a connection broke: {said}")
+            self._emit("lost", f"a connection broke: {said}", session.tracking_id)
             raise
 
     async def _reject(self, waiting: WaitingSender, failure: DialFailed, reason: str) -> None:
-        self._note_refusal(sender_of(waiting.incoming), failure.text, reason, failure.status)
+        incoming = waiting.incoming
+        self._note_refusal(sender_of(incoming), failure.text, reason, incoming.tracking_id, failure.status)
         if waiting.is_waiting:
             await waiting.reject(failure.status, one_line(failure.text))
 
-    def _note_refusal(self, sender: str, text: str, reason: str, status: int | None = None) -> None:
+    def _note_refusal(self, sender: str, text: str, reason: str, tracking_id: str, status: int | None = None) -> None:
         self._rejected[reason] += 1
         self._note_error(text)
         said = f"with {status}" if status is not None else "by closing its connection"
-        self._emit("refused", f"{f'the sender {sender}' if sender else 'a sender'} was refused {said}: {text}")
+        who = f"the sender {sender}" if sender else "a sender"
+        self._emit("refused", f"{who} was refused {said}: {text}", tracking_id)
 
     # HTTP ------------------------------------------------------------------------------------------------------------
 
@@ -702,7 +729,7 @@ class Agent:
         try:
             await self._check_origin()
         except DialFailed as failure:
-            self._note_refusal(sender_of(incoming), failure.text, failure.kind, failure.status)
+            self._note_refusal(sender_of(incoming), failure.text, failure.kind, incoming.tracking_id, failure.status)
             return Reject(failure.status, one_line(failure.text))
         return await forwarder.accept(incoming)
 
@@ -713,8 +740,8 @@ class Agent:
                 await self._check_origin()
                 await forwarder.serve(request)
         except DialFailed as failure:
-            reason = "overloaded" if failure.status == 503 else failure.kind
-            self._note_refusal("" if peer is None else peer.address, failure.text, reason, failure.status)
+            sender = "" if peer is None else peer.address
+            self._note_refusal(sender, failure.text, failure.kind, request.tracking_id, failure.status)
             async with request.respond(failure.status, [("Content-Type", "text/plain")]) as responder:
                 await responder.send_all(f"{failure.text}\n".encode())
 
@@ -751,7 +778,9 @@ class Agent:
         leg = self.relay_leg
         if (self._is_draining or self._is_stopping) and not self._has_ended.is_set():
             return Shown.DRAINING
-        if leg is RelayLeg.CONNECTED and self._endpoint.state in (EndpointState.DEGRADED, EndpointState.DOWN):
+        if leg is RelayLeg.CONNECTED and (
+            self._endpoint.is_missing or self._endpoint.state in (EndpointState.DEGRADED, EndpointState.DOWN)
+        ):
             return Shown.DEGRADED
         return Shown(leg.value)
 
@@ -865,8 +894,8 @@ class Agent:
         if self._last_error is None or self._last_error[0] <= at_unix:
             self._last_error = at_unix, text
 
-    def _emit(self, kind: str, text: str) -> None:
-        self._events.emit(self.settings.name, kind, text)
+    def _emit(self, kind: str, text: str, tracking_id: str = "") -> None:
+        self._events.emit(self.settings.name, kind, text, tracking_id)
 
     def _emit_endpoint(self, kind: str, text: str) -> None:
         if kind in ("endpoint-down", "endpoint-degraded"):

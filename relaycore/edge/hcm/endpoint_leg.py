@@ -86,6 +86,11 @@ class EndpointLeg:
         return fixed_targets(self._settings) == METADATA
 
     @property
+    def is_missing(self) -> bool:
+        """Whether the hybrid connection's own text decides, and has named no endpoint yet."""
+        return not self.route.targets and self.is_from_metadata
+
+    @property
     def state(self) -> EndpointState:
         """Unknown where nothing is asked."""
         health = self.route.health

@@ -41,7 +41,7 @@ class Shown(enum.StrEnum):
     NOT_FOUND = "NotFound"
     WITHDRAWN = "Withdrawn"
     STOPPED = "Stopped"
-    DEGRADED = "Degraded"  # registered, and the endpoint fails its probes
+    DEGRADED = "Degraded"  # registered, and the endpoint fails its probes, or nobody knows where it is
     DRAINING = "Draining"  # no new connections, and some that have not ended
 
 
@@ -164,8 +164,8 @@ class TargetCheck(msgspec.Struct, frozen=True):
 
     Attributes:
       text: the address that answered, or what went wrong, in one line.
-      kind: ``""``, or the kind of failure: ``refused``, ``timeout``, ``unknown-name``, ``unreachable``, ``policy`` or
-        ``other``.
+      kind: ``""``, or the kind of failure: ``refused``, ``timeout``, ``unknown-name``, ``unreachable``, ``policy``,
+        ``no-endpoint``, ``overloaded`` or ``other``.
     """
 
     target: str

@@ -91,7 +91,7 @@ class Admission:
         if self._places.statistics().tasks_waiting >= limits.queue:
             self._refused_full += 1
             waiting = f", {limits.queue} more wait" if limits.queue else ""
-            raise DialFailed(503, f"overloaded: {_are_open(limits.max_open)}{waiting}; try again later")
+            raise DialFailed(503, f"overloaded: {_are_open(limits.max_open)}{waiting}; try again later", "overloaded")
         with trio.move_on_after(limits.queue_timeout_s):
             await self._places.acquire_on_behalf_of(place)
             return
@@ -100,6 +100,7 @@ class Admission:
             503,
             f"overloaded: {_are_open(limits.max_open)}, and none ended within {limits.queue_timeout_s:g} s; "
             "try again later",
+            "overloaded",
         )
 
     async def _checkpoint_holding(self, place: object) -> None:
@@ -112,7 +113,8 @@ class Admission:
     def _counted(self, sender: str | None, limit: int) -> _Counted:
         if sender is not None and limit and self._by_sender.get(sender, 0) >= limit:
             self._refused_sender += 1
-            raise DialFailed(503, f"overloaded: {sender} has {_connections(limit)} open, which is its limit")
+            text = f"overloaded: {sender} has {_connections(limit)} open, which is its limit"
+            raise DialFailed(503, text, "overloaded")
         return _Counted(self._by_sender, sender)
 
     def statistics(self) -> AdmissionStatistics:

@@ -9,7 +9,9 @@ from typing import Final, Literal, TypeAlias
 
 __all__ = ["DialFailed", "FailureKind", "from_os_error"]
 
-FailureKind: TypeAlias = Literal["refused", "timeout", "unknown-name", "unreachable", "policy", "other"]
+FailureKind: TypeAlias = Literal[
+    "refused", "timeout", "unknown-name", "unreachable", "policy", "no-endpoint", "overloaded", "other"
+]
 
 
 class DialFailed(Exception):
@@ -19,7 +21,7 @@ class DialFailed(Exception):
       status: what the sender's handshake is answered with: 502 refused, reset or unreachable; 503 down or overloaded;
         504 no answer in time; 403 forbidden here; 404 no such port name.
       text: one line: what was tried, what came back, what to do (connection manager 8.11).
-      kind: for programs.
+      kind: for programs. ``no-endpoint``: nobody has said yet where it is; ``overloaded``: a limit of ours was met.
     """
 
     def __init__(self, status: int, text: str, kind: FailureKind = "other") -> None:
@@ -31,7 +33,7 @@ class DialFailed(Exception):
 
 _REFUSED: Final = (502, "refused")
 _UNREACHABLE: Final = (502, "unreachable")
-_OVERLOADED: Final = (503, "other")
+_OVERLOADED: Final = (503, "overloaded")
 
 _BY_ERRNO: Final[dict[int, tuple[tuple[int, FailureKind], str, str]]] = {
     errno.ECONNREFUSED: (_REFUSED, "refused the connection", "start the service, or open its firewall"),

@@ -11,6 +11,7 @@ import trio
 import trustme
 from programs import run_program
 
+import relaycore
 from relaycore.edge.control.server import serve_control
 
 
@@ -105,6 +106,41 @@ async def test_add_warns_of_an_endpoint_that_is_down(world_of):
         assert " warn " in out
         assert "ECONNREFUSED" in out
         assert "Senders are refused until the endpoint answers." in out
+
+
+async def test_an_endpoint_that_nobody_knows_is_told_everywhere(world_of):
+    """8.3, 8.11, 8.12: no command and no page says that all is well while every sender is refused."""
+    async with world_of() as world:
+        await world.relay.create_entity("orders")
+        world.write('[hcm.metrics]\nlisten = "127.0.0.1:0"')
+        async with world.daemon() as daemon:
+            code, out, _ = await world.hcm("add", "-", data=world.string("orders").encode())
+            assert code == 3
+            assert "metadata names no endpoint" in out
+            assert "Start the service" not in out
+            assert "relaycore entity update" in out
+            with pytest.raises(relaycore.ServerBusy, match="the endpoint is not known"):
+                await world.echoes("orders")
+            assert " Degraded " in await world.ok("list")
+            one = await world.status("orders")
+            assert (one["status"], one["relay_leg"]) == ("Degraded", "Connected")
+            assert one["rejected"] == {"no-endpoint": 1}
+            (address,) = json.loads(bytes(daemon.out))["metrics"]
+            assert await fetch_page(address, "/readyz") == 503
+            code, out, _ = await world.hcm("doctor", "orders")
+            assert code == 3
+            assert " warn last error" in out
+            code, out, _ = await world.hcm("test", "orders")
+            assert code == 7
+            assert "relaycore entity update" in out
+
+
+async def fetch_page(address, path):
+    """The status of one of the daemon's pages."""
+    host, _, port = address.rpartition(":")
+    async with await trio.open_tcp_stream(host, int(port)) as stream:
+        await stream.send_all(f"GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".encode())
+        return int(bytes(await stream.receive_some()).split()[1])
 
 
 async def test_add_hands_paths_to_the_daemon(world_of):

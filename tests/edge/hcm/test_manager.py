@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -763,6 +764,24 @@ async def test_an_endpoint_that_nobody_names(world: World):
         found = status(manager)
         assert (found.endpoint, found.endpoint_from) == ("", "metadata")
         assert "metadata names no endpoint" in found.last_error
+        # No limit was met: it is not overloaded.
+        assert found.rejected == {"no-endpoint": 1}
+
+
+async def test_where_nobody_knows_the_endpoint_it_is_no_more_than_degraded(world: World):
+    """8.3: the word for tables is the truth about both legs; 8.12: readyz goes by it."""
+    async with world.serving(world.connection(), metadata_interval_s=0.05) as manager:
+        assert (status(manager).status, status(manager).relay_leg) == ("Degraded", "Connected")
+        assert manager.shown() == [("orders", "Degraded")]
+        assert not status(manager).is_serving
+        endpoint = await world.endpoint()
+        await world.describe(json.dumps([{"key": "endpoint", "value": str(endpoint.target)}]))
+        await until(lambda: status(manager).status == "Connected")
+        async with world.dial() as sender:
+            assert await ask(sender) == b"ping"
+        await world.describe("")  # who was led somewhere goes on being led there
+        await until(lambda: "is kept" in manager.recent_events()[-1].text)
+        assert status(manager).status == "Connected"
 
 
 async def test_words_are_told_without_a_look_at_all_connections(world: World, monkeypatch):

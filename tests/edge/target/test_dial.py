@@ -343,7 +343,7 @@ async def test_no_descriptor_left_to_look_a_name_up(names, monkeypatch):
 
     monkeypatch.setattr(names, "getaddrinfo", full)
     failed = await fails(Target("db.test", 1))
-    assert (failed.status, failed.kind) == (503, "other")
+    assert (failed.status, failed.kind) == (503, "overloaded")
     assert failed.text.startswith("db.test was not dialled (EMFILE)")
 
 
