@@ -317,7 +317,7 @@ async def test_add_and_remove_tell_the_running_forwarder(tmp_path):
             "--port",
             "28072",
         )
-        async with run_program("connect", "run", "--config", str(bench.config)) as program:
+        async with run_program("connect", "run", "--no-watch", "--config", str(bench.config)) as program:
             await program.wait_err("1 of 1 forward is listening")
             code, out, err = await connect(bench, *add)
             assert (code, err) == (0, "")
