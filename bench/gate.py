@@ -279,7 +279,7 @@ def measure(
 
 
 def _is_beyond(found: Ratios, name: str, limit: Bound | Promise) -> bool:
-    values = found.get(name)
+    values = found.get(name, [])
     return bool(values) and limit.headroom(statistics.median(values)) < 0
 
 
