@@ -32,6 +32,7 @@ demo: $(BIN)/.runtime $(BIN)/.native
 
 test: $(BIN)/.dev $(BIN)/.native
 	.ci/ensure test
+	+$(MAKE) -j2 -C native programs
 	+$(MAKE) -j1 -C native test sanitize tsan
 	tests/interop/install.sh
 	$(BIN)/python -m pytest $(ARGS)
