@@ -47,6 +47,7 @@ __all__ = [
     "LogWriter",
     "Trace",
     "configure_logging",
+    "log_event",
     "redact",
 ]
 
@@ -238,6 +239,19 @@ class Trace:
             yield events
         finally:
             unsubscribe()
+
+
+def log_event(logger: logging.Logger, event: str, level: int, text: str, /, **fields: FieldValue) -> None:
+    """Log an event of a program on top of the library, whose names are its own. Never blocks and is no checkpoint.
+
+    Args:
+      event: its stable name, as in :data:`EVENTS`.
+      text: the line for people; JSON has the fields instead.
+      fields: scalars.
+    """
+    if logger.isEnabledFor(level):
+        happened = Event(event, level, time.time(), {name: _clean(value) for name, value in fields.items()})
+        logger.log(level, "%s", text, extra={"event": happened})
 
 
 # The last guard ------------------------------------------------------------------------------------------------------

@@ -1,17 +1,23 @@
-"""What happened, for whoever wants to know: the last events are remembered, further ones are told as they come."""
+"""What happened, for whoever wants to know: the last events are remembered, further ones are told as they come.
+
+In the log an event is called ``hcm.KIND`` or ``connect.KIND``. Connections that are joined and end are in the log only,
+as ``joined`` and ``ended`` at DEBUG: a busy program would forget everything else over them.
+"""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Final, Literal
 
 import msgspec
 
 from ..net.subscription import Subscription
+from ..trace import FieldValue, log_event
 
-__all__ = ["CONNECT_KINDS", "EVENTS_KEPT", "HCM_KINDS", "Event", "EventLog", "EventStream"]
+__all__ = ["CONNECT_KINDS", "EVENTS_KEPT", "HCM_KINDS", "Event", "EventLog", "EventStream", "log_detail", "log_kind"]
 
 HCM_KINDS: Final = (
     "connected", "disconnected", "retrying", "unauthorized", "not-found", "withdrawn", "returned", "endpoint-up",
@@ -27,6 +33,29 @@ CONNECT_KINDS: Final = (
 )  # fmt: skip
 """Kinds of a forwarder's events."""
 
+_LEVELS: Final[Mapping[str, int]] = {
+    **dict.fromkeys(
+        (
+            "unauthorized", "not-found", "disconnected", "retrying", "withdrawn", "endpoint-down", "endpoint-degraded",
+            "metadata-failed", "refused", "lost", "not-listening", "unresolved", "proxy-refused", "state",
+        ),
+        logging.WARNING,
+    ),
+    "reload-failed": logging.ERROR,
+    "failed": logging.ERROR,
+}  # fmt: skip
+"""How loud an event is in the log; others are INFO."""
+
+_TRACKING_CHARS: Final = 64
+"""Of a tracking id, which a sender may choose, in events and log lines; a GUID and the gateway's suffix have less."""
+
+Program = Literal["hcm", "connect"]
+
+_LOGGERS: Final[Mapping[Program, logging.Logger]] = {
+    "hcm": logging.getLogger("relaycore.edge.hcm"),
+    "connect": logging.getLogger("relaycore.edge.connect"),
+}
+
 EVENTS_KEPT: Final = 256
 """Events that are remembered for late askers, and that one subscriber may be behind."""
 
@@ -38,12 +67,14 @@ class Event(msgspec.Struct, frozen=True):
       name: of the connection; ``""`` for the program as a whole.
       kind: one word for programs; which there are stands with whoever emits them.
       text: one line: what was tried, what came back, what it means.
+      tracking_id: of the one connection through the relay that it is about, as the relay's own log has it; or ``""``.
     """
 
     time_unix: float
     name: str
     kind: str
     text: str
+    tracking_id: str = ""
 
 
 class EventStream(Subscription[Event]):
@@ -77,9 +108,9 @@ class EventLog:
         """The last events, the oldest first."""
         return tuple(self._kept)
 
-    def emit(self, name: str, kind: str, text: str) -> None:
+    def emit(self, name: str, kind: str, text: str, tracking_id: str = "") -> None:
         """Note an event, and tell the subscribers. Not a checkpoint."""
-        event = Event(self._now_unix(), name, kind, " ".join(text.split()))
+        event = Event(self._now_unix(), name, kind, " ".join(text.split()), tracking_id[:_TRACKING_CHARS])
         self._kept.append(event)
         for subscriber in self._subscribers:
             subscriber._put(event)
@@ -99,3 +130,29 @@ class EventLog:
         for subscriber in self._subscribers:
             subscriber._end()
         self._subscribers.clear()
+
+
+def log_kind(program: Program, event: Event) -> None:
+    """Log an event: its text for people, name and fields in JSON. Not a checkpoint."""
+    who = f"{event.name}: " if event.name else ""
+    tail = f" tracking_id={event.tracking_id}" if event.tracking_id else ""
+    fields: dict[str, FieldValue] = {"name": event.name, "text": event.text}
+    if event.tracking_id:
+        fields["tracking_id"] = event.tracking_id
+    level = _LEVELS.get(event.kind, logging.INFO)
+    log_event(_LOGGERS[program], f"{program}.{event.kind}", level, f"{who}{event.kind}: {event.text}{tail}", **fields)
+
+
+def log_detail(
+    program: Program, kind: Literal["joined", "ended"], name: str, tracking_id: str, **fields: FieldValue
+) -> None:
+    """Log at DEBUG what happens too often for an event. Not a checkpoint.
+
+    Args:
+      name: of the connection or forward.
+      fields: what else is known.
+    """
+    if _LOGGERS[program].isEnabledFor(logging.DEBUG):
+        fields = {"name": name, "tracking_id": tracking_id[:_TRACKING_CHARS], **fields}
+        shown = " ".join(f"{field}={value}" for field, value in fields.items() if field != "name")
+        log_event(_LOGGERS[program], f"{program}.{kind}", logging.DEBUG, f"{name}: {kind}: {shown}", **fields)

@@ -241,6 +241,46 @@ async def test_run_carries_tells_and_stops(tmp_path):
         assert "relaycore connect run" in err
 
 
+async def test_run_logs_with_names_and_the_tracking_id(tmp_path):
+    """manager 8.10: stable event names, and the id under which the relay logs a connection; joins at DEBUG."""
+    ids: list[str] = []
+
+    async def note(connection: relaycore.Connection) -> None:
+        ids.append(connection.tracking_id)
+        await echo(connection)
+
+    async with open_bench(tmp_path) as bench:
+        dead = bench.forward("dead").replace('path = "sql"', 'path = "nowhere"')
+        bench.write(bench.forward("orders") + dead)
+        await bench.publish(note)
+        log = ("--log-format", "json", "--log-level", "debug")
+        async with run_program("connect", "run", *log, "--config", str(bench.config)) as program:
+            await program.wait_err("2 of 2 forwards are listening")
+            _, out, _ = await connect(bench, "status", "--json")
+            addresses = {one["name"]: one["address"] for one in json.loads(out)["forwards"]}
+            async with await trio.open_tcp_stream(addresses["orders"], PORT) as stream:
+                await stream.send_all(b"hello")
+                await stream.send_eof()
+                assert b"".join([data async for data in stream]) == b"hello"
+            with suppress(trio.BrokenResourceError):
+                async with await trio.open_tcp_stream(addresses["dead"], PORT) as stream:
+                    await stream.receive_some()
+            await program.wait_err("connect.ended")
+            await program.wait_err("connect.refused")
+            lines = [json.loads(line) for line in bytes(program.err).splitlines()]
+            found = {line["event"]: line for line in lines if line.get("event", "").startswith("connect.")}
+            joined, ended, refused = found["connect.joined"], found["connect.ended"], found["connect.refused"]
+            assert ids[0].startswith(joined["tracking_id"])
+            assert joined["tracking_id"] == ended["tracking_id"] != refused["tracking_id"]
+            assert (ended["name"], ended["bytes_in"], ended["bytes_out"]) == ("orders", 5, 5)
+            assert (refused["name"], refused["level"]) == ("dead", "warning")
+            assert len(refused["tracking_id"]) == 36
+            assert {line["logger"] for line in (joined, ended, refused)} == {"relaycore.edge.connect"}
+
+    code, _, err = await connect(bench, "run", "--quiet", "--log-level", "info")
+    assert (code, "--log-level" in err) == (2, True)
+
+
 async def test_settings_are_read_again_when_told_and_when_their_file_changes(tmp_path):
     """manager 8.4: parse, diff, plan, apply; an invalid file leaves the old one in force."""
     async with open_bench(tmp_path) as bench:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from relaycore.edge.events import EVENTS_KEPT, Event, EventLog
+from relaycore.edge.events import EVENTS_KEPT, Event, EventLog, log_detail, log_kind
 
 
 async def test_subscribers_get_what_comes():
@@ -61,3 +63,19 @@ async def test_what_waits_is_read_before_the_end():
     log.emit("a", "up", "")
     log.close()
     assert [event.kind async for event in stream] == ["up"]
+
+
+def test_an_event_is_a_line_for_people_and_fields_for_programs(caplog):
+    """manager 8.10: stable names, levels by kind, the tracking id where there is one."""
+    with caplog.at_level(logging.DEBUG, "relaycore.edge"):
+        log_kind("hcm", Event(1.0, "orders", "refused", "a sender was refused", "id-1"))
+        log_kind("connect", Event(1.0, "", "stopped", "over"))
+        log_detail("connect", "joined", "sql", "x" * 99, sender="a")
+    first, second, third = caplog.records
+    assert (first.name, first.levelname) == ("relaycore.edge.hcm", "WARNING")
+    assert first.getMessage() == "orders: refused: a sender was refused tracking_id=id-1"
+    assert first.event.name == "hcm.refused"
+    assert first.event.fields == {"name": "orders", "text": "a sender was refused", "tracking_id": "id-1"}
+    assert (second.name, second.levelname, second.getMessage()) == ("relaycore.edge.connect", "INFO", "stopped: over")
+    assert second.event.fields == {"name": "", "text": "over"}
+    assert third.event.fields == {"name": "sql", "tracking_id": "x" * 64, "sender": "a"}

@@ -9,16 +9,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, Literal
 
 import click
 import trio
 
+from ...config import LogConfig
 from ...edge.config.load import Loaded, connect_socket, default_files, expand_files
 from ...edge.config.settings import ConnectSettings
 from ...edge.connect.forwarder import Forwarder
@@ -26,17 +28,20 @@ from ...edge.connect.status import ForwardState, Plan
 from ...edge.control.notify import Notifier
 from ...edge.control.protocol import Arguments, Call, ControlError, Emit
 from ...edge.control.server import serve_control
+from ...edge.events import Event, EventStream, log_kind
 from ...errors import ConfigError
 from ...net.tasks import alone
-from ...trace import LogWriter, redact
+from ...trace import LogWriter, configure_logging, redact
 from ..edge_options import drain_option, edge_options, load_edge
 from ..exits import ExitCode, StartupError, exit_code_for
 from ..online import STATUS_LINES
-from ..options import raise_file_limit, run, verbose_option
+from ..options import raise_file_limit, run
 from .beside import Beside, Counts, summary
 from .common import state_file
 
 __all__ = ["command"]
+
+_log = logging.getLogger("relaycore.edge.connect")
 
 _WATCH_S: Final = 2.0
 """Between two looks at the files of the settings."""
@@ -50,31 +55,67 @@ _SAME_SIGNAL_S: Final = 0.5
 @drain_option
 @click.option("--no-watch", is_flag=True, help="Read the settings again only when told to, not when files change.")
 @click.option("--quiet", "-q", is_flag=True, help="No status lines on standard error.")
-@verbose_option
+@click.option("--verbose", "-v", count=True, help="The library's log, too, beside the status lines; twice: everything.")
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    help="Log lines instead of status lines, from this level on.  [default: info, with --log-format]",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(["human", "json"]),
+    help="Log lines instead of status lines, for people or as JSON objects.  [default: human, with --log-level]",
+)
 def command(
-    config_files: tuple[Path, ...], overrides: tuple[str, ...], drain: float, no_watch: bool, quiet: bool
+    config_files: tuple[Path, ...],
+    overrides: tuple[str, ...],
+    drain: float,
+    no_watch: bool,
+    quiet: bool,
+    verbose: int,
+    log_level: Literal["debug", "info", "warning", "error"] | None,
+    log_format: Literal["human", "json"] | None,
 ) -> int:
     """Open the local addresses of all forwards and carry their connections, until SIGTERM or Ctrl-C.
 
     Exit code 9 if not a single address can be opened, and there is no proxy port. The settings are read again at
     SIGHUP, with `relaycore connect reload`, and when their files change; connections that are open go on.
     """
+    is_logging = log_level is not None or log_format is not None
+    if is_logging and (quiet or verbose):
+        raise click.UsageError("--quiet and --verbose are about status lines; with a log, give --log-level")
     raise_file_limit()
     loaded = load_edge(config_files, overrides)
-    writer = LogWriter(lambda line: click.echo(line, nl=False, err=True), queue_lines=STATUS_LINES)
+    if is_logging:
+        log = configure_logging(LogConfig(level=log_level or "info", format=log_format or "human"))
+        lines = log
+    else:
+        log = configure_logging(LogConfig(level=("error", "info", "debug")[min(verbose, 2)]))
+        lines = LogWriter(lambda line: click.echo(line, nl=False, err=True), queue_lines=STATUS_LINES)
 
     def say(text: str) -> None:
-        if not quiet:
-            writer.put_nowait(redact(f"relaycore: {' '.join(text.split())}"))
+        text = " ".join(text.split())
+        if is_logging:
+            _log.info("%s", text)
+        elif not quiet:
+            lines.put_nowait(redact(f"relaycore: {text}"))
+
+    def report(event: Event) -> None:
+        if is_logging:
+            log_kind("connect", event)
+        else:
+            say(f"{event.name}: {event.text}" if event.name else event.text)
 
     def find_files() -> Sequence[Path]:
         return expand_files(config_files) if config_files else default_files(os.environ)
 
-    program = Program(loaded, find_files, partial(load_edge, config_files, overrides, is_quiet=True), drain, say)
+    load = partial(load_edge, config_files, overrides, is_quiet=True)
+    program = Program(loaded, find_files, load, drain, say, report)
     try:
         run(partial(program.run, watches=not no_watch))
     finally:
-        writer.close()
+        lines.close()
+        log.close()
     return ExitCode.INTERRUPTED if program.is_hasty else ExitCode.OK
 
 
@@ -86,6 +127,7 @@ class Program:
       load: reads the settings again.
       drain_s: for connections to end.
       say: takes a line for people.
+      report: takes what happens.
     """
 
     def __init__(
@@ -95,12 +137,14 @@ class Program:
         load: Callable[[], Loaded],
         drain_s: float,
         say: Callable[[str], None],
+        report: Callable[[Event], None],
     ) -> None:
         self._loaded = loaded
         self._find_files = find_files
         self._load = load
         self._drain_s = drain_s
         self._say = say
+        self._report_event = report
         self._notifier = Notifier()
         self._forwarder = Forwarder(state_file=state_file())
         self._stopping_since: float | None = None
@@ -147,9 +191,9 @@ class Program:
     def _summary(self) -> str:
         return summary(self._forwarder.status())
 
-    async def _report(self, events: AsyncIterator[Any]) -> None:
+    async def _report(self, events: EventStream) -> None:
         async for event in events:
-            self._say(f"{event.name}: {event.text}" if event.name else event.text)
+            self._report_event(event)
         self._has_reported_all.set()
 
     # Ending and reloading --------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ from ...edge.control.metrics import CONTENT_TYPE, Tallies, manager_families, ren
 from ...edge.control.notify import Notifier
 from ...edge.control.protocol import ControlError
 from ...edge.control.server import serve_control
-from ...edge.events import EventStream
+from ...edge.events import EventStream, log_kind
 from ...edge.hcm.manager import Manager
 from ...edge.hcm.plan import Plan
 from ...edge.hcm.status import Shown
@@ -64,22 +64,6 @@ _POLL: Final = 1.0
 
 _SAME_SIGNAL_S: Final = 0.5
 """Seconds in which a further signal says the same again: make and timeout pass on what the whole process group gets."""
-
-_LEVELS: Final = {
-    "unauthorized": logging.WARNING,
-    "not-found": logging.WARNING,
-    "disconnected": logging.WARNING,
-    "retrying": logging.WARNING,
-    "withdrawn": logging.WARNING,
-    "endpoint-down": logging.WARNING,
-    "endpoint-degraded": logging.WARNING,
-    "metadata-failed": logging.WARNING,
-    "refused": logging.WARNING,
-    "lost": logging.WARNING,
-    "reload-failed": logging.ERROR,
-    "failed": logging.ERROR,
-}
-"""How loud an event is in the log; others are INFO."""
 
 
 @click.command("run")
@@ -270,8 +254,7 @@ class Daemon:
 
     async def _note_events(self, events: EventStream) -> None:
         async for event in events:
-            name = f"{event.name}: " if event.name else ""
-            _log.log(_LEVELS.get(event.kind, logging.INFO), "%s%s: %s", name, event.kind, event.text)
+            log_kind("hcm", event)
             if self._notifier.is_heard and not self._is_stopping:
                 self._notifier.status(self._summary())
         self._has_noted_all.set()

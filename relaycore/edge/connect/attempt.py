@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import random
 import ssl
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -69,6 +70,7 @@ async def open_connection(
     *,
     port: int = 0,
     is_udp: bool = False,
+    on_attempt: Callable[[str], None] | None = None,
     on_retry: Callable[[BaseException, float], None] | None = None,
     rng: random.Random | None = None,
 ) -> Opened:
@@ -78,6 +80,7 @@ async def open_connection(
       access: the relay and the token.
       port: the endpoint's, which azbridge sends where the settings name no port.
       is_udp: azbridge: ask for a forwarder of datagrams.
+      on_attempt: told the tracking id of each attempt before it begins.
       on_retry: told the failure and the pause, in seconds, before each further attempt.
 
     Raises:
@@ -93,8 +96,12 @@ async def open_connection(
         remaining = max(deadline - trio.current_time(), 0.001)
         is_last = number >= retry.attempts
         started = trio.current_time()
+        seconds = remaining if is_last else remaining * _SHARE
+        tracking_id = str(uuid.uuid4())
+        if on_attempt is not None:
+            on_attempt(tracking_id)
         try:
-            connection = await _try_once(access, forward, remaining if is_last else remaining * _SHARE, port, is_udp)
+            connection = await _try_once(access, forward, seconds, tracking_id, port, is_udp)
         except (RelayError, OSError) as error:
             pause = _PAUSES_S[min(number - 1, len(_PAUSES_S) - 1)] * rng.uniform(0.5, 1.0)
             if is_last or not is_passing(error) or trio.current_time() + pause >= deadline:
@@ -106,9 +113,11 @@ async def open_connection(
         await trio.sleep(pause)
 
 
-async def _try_once(access: RelayAccess, forward: Forward, seconds: float, port: int, is_udp: bool) -> Connection:
+async def _try_once(
+    access: RelayAccess, forward: Forward, seconds: float, tracking_id: str, port: int, is_udp: bool
+) -> Connection:
     stop = trio.current_time() + seconds
-    connection = await access.dial(connect_timeout=seconds)
+    connection = await access.dial(connect_timeout=seconds, tracking_id=tracking_id)
     if forward.profile is not Profile.AZBRIDGE:
         return connection
     name = forward.port_name or f"{port}{'U' if is_udp else ''}"

@@ -21,7 +21,7 @@ import os
 import random
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -40,7 +40,7 @@ from ..access import RelayAccess
 from ..azbridge.datagrams import DATAGRAM_IDLE_TIMEOUT
 from ..azbridge.local import Address, DatagramForward
 from ..config.settings import ConnectSettings, Forward, ListenAt, Profile, Target
-from ..events import Event, EventLog, EventStream
+from ..events import Event, EventLog, EventStream, log_detail
 from ..spent import Spent
 from .attempt import Opened, explain, open_connection
 from .listeners import (
@@ -140,6 +140,16 @@ _Key = tuple[str, str, int]
 
 
 _Opened = TypeVar("_Opened", covariant=True)
+
+
+@dataclass
+class _Attempt:
+    """What was tried last for a program's connection."""
+
+    tracking_id: str = ""
+
+    def begin(self, tracking_id: str) -> None:
+        self.tracking_id = tracking_id
 
 
 @dataclass
@@ -503,13 +513,16 @@ class Forwarder:
 
         async def dial() -> Connection:
             entry.accepted += 1
+            attempt = _Attempt()
             with self._dialling(entry):
                 try:
-                    return (await self._dial(entry, is_udp=True, port=local.socket.getsockname()[1])).connection
+                    opened = await self._dial(entry, attempt, is_udp=True, port=local.socket.getsockname()[1])
                 except (RelayError, OSError) as error:
-                    self._note_refused(entry, error)
+                    self._note_refused(entry, error, attempt)
                     refusals.append(error if isinstance(error, RelayError) else ConnectionLost(str(error)))
                     raise refusals[-1] from error
+            log_detail("connect", "joined", entry.forward.name, attempt.tracking_id, is_udp=True)
+            return opened.connection
 
         def note_failure(_: Address, error: RelayError) -> None:
             if error in refusals:
@@ -585,10 +598,10 @@ class Forwarder:
         self._log.emit(entry.forward.name, "resolved", f"{', '.join(entry.hosts) or found} port {entry.port}")
         return True
 
-    def _fail(self, entry: _Entry, kind: str, text: str) -> None:
+    def _fail(self, entry: _Entry, kind: str, text: str, tracking_id: str = "") -> None:
         entry.last_error = " ".join(text.split())
         entry.last_error_unix = self._now_unix()
-        self._log.emit(entry.forward.name, kind, text)
+        self._log.emit(entry.forward.name, kind, text, tracking_id)
 
     # Connections -----------------------------------------------------------------------------------------------------
 
@@ -630,23 +643,31 @@ class Forwarder:
         if entry is None:
             known = ", ".join(self._entries) or "none"
             raise ConfigError(f"no forward is called {name!r}; there are: {known}")
+        attempt = _Attempt()
         with self._dialling(entry):
             try:
-                return (await self._dial(entry)).connection
+                return (await self._dial(entry, attempt)).connection
             except (RelayError, OSError) as error:
-                self._note_refused(entry, error)
+                self._note_refused(entry, error, attempt)
                 raise
 
-    async def _dial(self, entry: _Entry, *, is_udp: bool = False, port: int = 0) -> Opened:
+    async def _dial(self, entry: _Entry, attempt: _Attempt, *, is_udp: bool = False, port: int = 0) -> Opened:
         forward, access = entry.forward, entry.access
 
         def note_retry(error: BaseException, pause: float) -> None:
             entry.retries += 1
             when = f"in {pause:.1f} s" if pause else "at once"
-            self._log.emit(forward.name, "retry", f"{explain(error, access, forward)}; trying again {when}")
+            text = f"{explain(error, access, forward)}; trying again {when}"
+            self._log.emit(forward.name, "retry", text, attempt.tracking_id)
 
         opened = await open_connection(
-            access, forward, port=port or entry.dialled_port, is_udp=is_udp, on_retry=note_retry, rng=self._rng
+            access,
+            forward,
+            port=port or entry.dialled_port,
+            is_udp=is_udp,
+            on_attempt=attempt.begin,
+            on_retry=note_retry,
+            rng=self._rng,
         )
         entry.handshake_s = opened.seconds
         entry.rendezvous = entry.rendezvous.plus(opened.seconds)
@@ -663,11 +684,12 @@ class Forwarder:
         forward = entry.forward
         entry.accepted += 1
         opened: Opened | None = None
+        attempt = _Attempt()
         with self._dialling(entry):
             try:
-                opened = await self._dial_for(entry, stream)
+                opened = await self._dial_for(entry, attempt, stream)
             except (RelayError, OSError) as error:
-                self._note_refused(entry, error)
+                self._note_refused(entry, error, attempt)
                 await self._refuse(forward, stream, error, on_refused)
                 return
             except BaseException:
@@ -677,10 +699,14 @@ class Forwarder:
                 entry.open += 1
         if opened is None:
             entry.left += 1
-            self._log.emit(forward.name, "left", "the program went away before a listener had accepted")
+            text = "the program went away before a listener had accepted"
+            self._log.emit(forward.name, "left", text, attempt.tracking_id)
             await reset(stream)
             return
+        log_detail("connect", "joined", forward.name, attempt.tracking_id)
+        joined_at = trio.current_time()
         running: list[Session] = []
+        early_bytes = 0
 
         def note_session(session: Session) -> None:
             running.append(session)
@@ -691,7 +717,8 @@ class Forwarder:
                 await on_open()
             if early:
                 await opened.connection.send_all(early)
-                entry.bytes_out += len(early)
+                early_bytes = len(early)
+                entry.bytes_out += early_bytes
             await splice(
                 stream,
                 opened.connection,
@@ -701,17 +728,26 @@ class Forwarder:
             )
         except (RelayError, OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
             entry.lost += 1
-            self._fail(entry, "lost", f"an open connection broke: {error or type(error).__name__}")
+            self._fail(entry, "lost", f"an open connection broke: {error or type(error).__name__}", attempt.tracking_id)
             await reset(stream)
         finally:
             entry.open -= 1
             self._note_end()
-            for session in running:
-                entry.sessions.discard(session)
-                entry.bytes_in, entry.bytes_out = _plus(entry, session)
+            carried = _carried(running)
+            entry.sessions.difference_update(running)
+            entry.bytes_in, entry.bytes_out = entry.bytes_in + carried[0], entry.bytes_out + carried[1]
+            log_detail(
+                "connect",
+                "ended",
+                forward.name,
+                attempt.tracking_id,
+                bytes_in=carried[0],
+                bytes_out=carried[1] + early_bytes,
+                seconds=round(trio.current_time() - joined_at, 3),
+            )
             await cut(opened.connection)  # noqa: ASYNC102 - shields itself
 
-    async def _dial_for(self, entry: _Entry, stream: trio.abc.HalfCloseableStream) -> Opened | None:
+    async def _dial_for(self, entry: _Entry, attempt: _Attempt, stream: trio.abc.HalfCloseableStream) -> Opened | None:
         """As `_dial`, and gives up (None) when the program resets its connection meanwhile."""
         found: Opened | None = None
         failure: Exception | None = None
@@ -719,7 +755,7 @@ class Forwarder:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_watch, stream, nursery.cancel_scope)
                 try:
-                    found = await self._dial(entry)
+                    found = await self._dial(entry, attempt)
                 except (RelayError, OSError) as error:
                     failure = error
                 nursery.cancel_scope.cancel()
@@ -744,9 +780,9 @@ class Forwarder:
         if self._is_stopping and not any(entry.open or entry.dialling for entry in self._all()):
             self._has_drained.set()
 
-    def _note_refused(self, entry: _Entry, error: Exception) -> None:
+    def _note_refused(self, entry: _Entry, error: Exception, attempt: _Attempt) -> None:
         entry.refused += 1
-        self._fail(entry, "refused", explain(error, entry.access, entry.forward))
+        self._fail(entry, "refused", explain(error, entry.access, entry.forward), attempt.tracking_id)
 
     async def _refuse(
         self,
@@ -791,12 +827,11 @@ def _matches(pattern: str, host: str) -> bool:
     return pattern.startswith("*.") and host.endswith(pattern[1:])
 
 
-def _plus(entry: _Entry, *sessions: Session) -> tuple[int, int]:
-    """A forward's bytes in and out, with those of some sessions."""
+def _carried(sessions: Iterable[Session]) -> tuple[int, int]:
+    """Bytes to the program and from it."""
     counts = [session.statistics() for session in sessions]
-    return (
-        entry.bytes_in + sum(count.to_sender.payload_bytes for count in counts),
-        entry.bytes_out + sum(count.to_listener.payload_bytes for count in counts),
+    return sum(count.to_sender.payload_bytes for count in counts), sum(
+        count.to_listener.payload_bytes for count in counts
     )
 
 
@@ -818,7 +853,8 @@ async def _cancel_after(event: trio.Event, scope: trio.CancelScope) -> None:
 
 
 def _status(entry: _Entry) -> ForwardStatus:
-    bytes_in, bytes_out = _plus(entry, *entry.sessions)
+    carried_in, carried_out = _carried(entry.sessions)
+    bytes_in, bytes_out = entry.bytes_in + carried_in, entry.bytes_out + carried_out
     peers = 0
     for listening in entry.listeners.values():
         if listening.datagrams is not None:

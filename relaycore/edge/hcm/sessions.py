@@ -33,6 +33,7 @@ class OpenSession:
       sender: its address and port as the relay tells them, or ``""``.
       endpoint: where it was led, as soon as that is known.
       scope: cancelling it cuts both sides.
+      is_joined: whether the endpoint was reached.
     """
 
     tracking_id: str
@@ -40,6 +41,7 @@ class OpenSession:
     endpoint: str
     since_unix: float
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    is_joined: bool = False
     _running: Session | None = None
     _is_turned: bool = False
     _counted: tuple[int, int] = (0, 0)

@@ -11,6 +11,8 @@ from functools import partial
 import pytest
 import trio
 
+import relaycore
+
 
 async def test_it_serves_tells_and_ends(world_of):
     async with world_of("orders") as world:
@@ -308,3 +310,33 @@ async def test_no_secret_is_in_what_it_says(world_of):
             assert os.stat(world.directory / "bundle.txt").st_mode & 0o777 == 0o600
         assert key not in said
         assert "sig=" not in said
+
+
+async def test_log_lines_have_names_and_the_tracking_id(world_of):
+    """manager 8.10: stable event names, and the id under which the relay logs a connection; joins at DEBUG."""
+    identity = "0d5c4a9e-6f0f-4d6e-8f1a-3b1f0f3f7a11"
+    async with world_of("orders", "dead") as world:
+        down = 'dial = { timeout = "1s" }\nhealth = { probe = "none" }'
+        world.write(world.entry("orders"), world.entry("dead", "127.0.0.1:9", more=down))
+        async with world.daemon("--log-format", "json", "--log-level", "debug") as daemon:
+            await world.settled("orders", status="Connected")
+            await world.settled("dead", relay_leg="Connected")
+            async with relaycore.open_stream(world.string("orders", "Send"), tracking_id=identity) as stream:
+                await stream.send_all(b"hello")
+                assert await stream.receive_some() == b"hello"
+            with pytest.raises(relaycore.Refused):
+                async with relaycore.open_stream(world.string("dead", "Send"), tracking_id=identity):
+                    pass
+            await daemon.wait_err("hcm.ended")
+            await daemon.wait_err("hcm.refused")
+            lines = [json.loads(line) for line in bytes(daemon.err).splitlines()]
+            found = {line["event"]: line for line in lines if line.get("event", "").startswith("hcm.")}
+            joined, ended, refused = found["hcm.joined"], found["hcm.ended"], found["hcm.refused"]
+            assert all(line["tracking_id"].startswith(identity) for line in (joined, ended, refused))
+            assert (joined["level"], joined["name"], joined["endpoint"]) == ("debug", "orders", world.endpoint.address)
+            assert (ended["bytes_in"], ended["bytes_out"]) == (5, 5)
+            assert (refused["level"], refused["name"]) == ("warning", "dead")
+            assert "127.0.0.1" in refused["text"]
+            told = [json.loads(line) for line in (await world.ok("events", "--json", "--recent")).splitlines()]
+            assert [one["tracking_id"] for one in told if one["kind"] == "refused"] == [refused["tracking_id"]]
+            assert not {"joined", "ended"} & {one["kind"] for one in told}

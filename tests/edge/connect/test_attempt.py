@@ -77,9 +77,11 @@ class FakeAccess:
         self.errors = list(errors)
         self.seconds = seconds
         self.limits: list[float] = []
+        self.tracking_ids: list[str] = []
         self.times: list[float] = []
 
-    async def dial(self, *, connect_timeout: float) -> Connection:
+    async def dial(self, *, connect_timeout: float, tracking_id: str) -> Connection:
+        self.tracking_ids.append(tracking_id)
         self.limits.append(round(connect_timeout, 3))
         self.times.append(trio.current_time())
         with trio.move_on_after(connect_timeout) as scope:
@@ -94,8 +96,17 @@ class FakeAccess:
 async def test_the_second_attempt_comes_at_once_and_then_there_are_pauses(autojump_clock):
     access = FakeAccess(*[NoListener("none")] * 3)
     told: list[float] = []
-    opened = await open_connection(access, FORWARD, on_retry=lambda _, pause: told.append(pause), rng=random.Random(1))
+    ids: list[str] = []
+    opened = await open_connection(
+        access,
+        FORWARD,
+        on_attempt=ids.append,
+        on_retry=lambda _, pause: told.append(pause),
+        rng=random.Random(1),
+    )
     assert opened.attempts == 4
+    assert ids == access.tracking_ids
+    assert len(set(ids)) == 4
     assert told[0] == 0.0
     assert 0.1 <= told[1] <= 0.2
     assert 0.25 <= told[2] <= 0.5
