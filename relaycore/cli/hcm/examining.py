@@ -190,9 +190,10 @@ class _Doctor:
             async for found in events:
                 self.printer.note(msgspec.convert(found, Finding))
         one = next(one for one in self._status.connections if one.name == name)
-        if one.last_error:
-            when = "" if one.last_error_unix is None else f" ({span(time.time() - one.last_error_unix)} ago)"
-            self._note("warn" if not one.is_serving else "ok", "last error", f"last error{when}: {one.last_error}")
+        error, unix = one.error_behind
+        if error:
+            when = "" if unix is None else f" ({span(time.time() - unix)} ago)"
+            self._note("warn" if not one.is_serving else "ok", "last error", f"last error{when}: {error}")
 
     async def bundle(self) -> str:
         """All that is known, without secrets."""

@@ -47,8 +47,8 @@ def finding_of_listening(status: ConnectionStatus) -> Finding:
     if status.relay_leg == RelayLeg.PAUSED:
         return Finding("ok", "listening", "paused: it does not listen until it is resumed")
     text = f"not listening: {status.status} {status.detail}".rstrip()
-    if status.last_error:
-        text += f": {status.last_error}"
+    if status.relay_error:
+        text += f": {status.relay_error}"
     return Finding(
         "fail",
         "listening",

@@ -118,12 +118,12 @@ class View:
     def _last_line(self) -> str:
         if self.trouble or self.message:
             return clean(self.trouble or self.message)
-        errors = [one for one in self.connections if one.last_error and one.last_error_unix is not None]
-        if not errors:
+        errors = [(one.name, *one.error_behind) for one in self.connections]
+        name, text, unix = max(errors, key=lambda found: found[2] or 0.0, default=("", "", None))
+        if not text:
             return ""
-        last = max(errors, key=lambda one: one.last_error_unix or 0.0)
-        at = time.strftime("%H:%M:%S", time.localtime(last.last_error_unix or 0.0))
-        return f"last: {at} {clean(last.name)}: {clean(last.last_error)}"
+        at = time.strftime("%H:%M:%S", time.localtime(unix or 0.0))
+        return f"last: {at} {clean(name)}: {clean(text)}"
 
 
 class Screen:

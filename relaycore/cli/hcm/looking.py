@@ -175,8 +175,9 @@ def status_command(where: Where, once: bool, as_json: bool) -> None:
     click.echo(headline(status, now))
     click.echo("\n".join(table_lines(status, now)))
     for one in status.connections:
-        if one.last_error and not one.is_serving:
-            click.echo(f"last: {clean(one.name)}: {clean(one.last_error)}")
+        error, _ = one.error_behind
+        if error and not one.is_serving:
+            click.echo(f"last: {clean(one.name)}: {clean(error)}")
 
 
 def _show_live(where: Where) -> None:

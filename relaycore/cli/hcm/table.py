@@ -126,8 +126,11 @@ def detail_lines(one: ConnectionStatus) -> list[str]:
         ("next try", "" if one.next_try_unix is None else _date(one.next_try_unix)),
         ("created", "" if one.created_unix is None else _date(one.created_unix)),
         ("updated", "" if one.updated_unix is None else _date(one.updated_unix)),
-        ("last error", f"{one.last_error} {_seen(one.last_error_unix)}" if one.last_error else ""),
+        ("relay error", _error(one.relay_error, one.relay_error_unix)),
+        ("endpoint error", _error(one.endpoint_error, one.endpoint_error_unix)),
     ]
+    if one.last_error not in (one.relay_error, one.endpoint_error):
+        pairs.append(("last error", _error(one.last_error, one.last_error_unix)))
     return [f"{name:<18} {clean(value)}" for name, value in pairs if value.strip()]
 
 
@@ -136,6 +139,10 @@ def _leg(one: ConnectionStatus) -> str:
     word = one.endpoint_leg.lower()
     more = one.health.removeprefix(word) if one.health.lower().startswith(word) else f" {one.health}"
     return f"{one.endpoint_leg}{more}"
+
+
+def _error(text: str, unix: float | None) -> str:
+    return f"{text} {_seen(unix)}" if text else ""
 
 
 def _seen(unix: float | None) -> str:

@@ -28,7 +28,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Final, Literal
+from typing import Final, Literal, TypeAlias
 
 import trio
 
@@ -94,6 +94,14 @@ _FAREWELL_S: Final = 20.0
 
 _SETTLED: Final = frozenset({RelayLeg.CONNECTED, RelayLeg.UNAUTHORIZED, RelayLeg.NOT_FOUND, RelayLeg.PAUSED})
 
+_NO_MATTER_OF_ENDPOINTS: Final = frozenset({"overloaded", "unknown-port", "internal"})
+"""Reasons for which senders are refused that say nothing about the endpoint."""
+
+_Whose: TypeAlias = Literal["relay", "endpoint", "neither"]
+
+_Noted: TypeAlias = tuple[float | None, str]
+"""When something went wrong, and what; None and ``""`` if nothing has."""
+
 _log = logging.getLogger("relaycore.edge")
 
 
@@ -147,7 +155,7 @@ class Agent:
         self._online_before = 0
         self._sessions: trio.Nursery | None = None  # of run(), for senders that listeners bring
         self._has_ended = trio.Event()
-        self._last_error: tuple[float, str] | None = None
+        self._errors: dict[_Whose, tuple[float, str]] = {}  # the last of each leg
         # Who waits for changes.
         self._changed = trio.Event()
         self._shown = Shown.PAUSED if settings.is_paused else Shown.CONNECTING
@@ -314,7 +322,7 @@ class Agent:
                 nursery.cancel_scope.cancel()
         finally:
             if registration.last_error_unix is not None:
-                self._note_error(registration.last_error, registration.last_error_unix)
+                self._note_error("relay", registration.last_error, registration.last_error_unix)
             self._requests_served += registration.requests_served
             self._tokens_renewed += registration.tokens_renewed
             self._tokens_failed += registration.tokens_failed
@@ -356,7 +364,7 @@ class Agent:
                 try:
                     access = RelayAccess.of(self.settings)
                 except RelayError as error:
-                    self._note_error(str(error))
+                    self._note_error("relay", str(error))
                     await trio.sleep(self._metadata_interval_s)
                     continue
                 watch = MetadataWatch(
@@ -374,7 +382,7 @@ class Agent:
         self._endpoint.note_metadata(watch.target)
         if watch.error and self._endpoint.is_from_metadata and watch.is_new_error:
             kept = f"; {self._endpoint.shown} is kept" if self._endpoint.shown else ""
-            self._note_error(watch.error)
+            self._note_error("endpoint", watch.error)
             self._emit("metadata-failed", watch.error + kept)
         self._note_change()
 
@@ -711,7 +719,7 @@ class Agent:
 
     def _note_refusal(self, sender: str, text: str, reason: str, tracking_id: str, status: int | None = None) -> None:
         self._rejected[reason] += 1
-        self._note_error(text)
+        self._note_error("neither" if reason in _NO_MATTER_OF_ENDPOINTS else "endpoint", text)
         said = f"with {status}" if status is not None else "by closing its connection"
         who = f"the sender {sender}" if sender else "a sender"
         self._emit("refused", f"{who} was refused {said}: {text}", tracking_id)
@@ -801,7 +809,7 @@ class Agent:
         bytes_in, bytes_out = self._book.carried()
         health = self._endpoint.route.health
         latency_s = None if health is None else health.latency
-        error_unix, error = self._find_last_error()
+        relay_error, endpoint_error, last_error = self._find_errors()
         next_try_unix = None if registration is None else registration.next_try_unix
         attempts = 0 if registration is None else registration.attempts
         served = [] if registration is None else [found.status for found in registration.listeners]
@@ -834,8 +842,8 @@ class Agent:
             since_unix=self._since_unix,
             attempts=attempts,
             next_try_unix=next_try_unix,
-            last_error=error,
-            last_error_unix=error_unix,
+            last_error=last_error[1],
+            last_error_unix=last_error[0],
             created_unix=None if entity is None or entity.created_at is None else entity.created_at.timestamp(),
             updated_unix=None if entity is None or entity.updated_at is None else entity.updated_at.timestamp(),
             dials=self._dials,
@@ -851,6 +859,10 @@ class Agent:
             + sum(found.tokens_failed for found in served),
             token_expires_unix=_earliest(found.token_expires_unix for found in served),
             certificate_expires_unix=_earliest(found.certificate_expires_unix for found in served),
+            relay_error=relay_error[1],
+            relay_error_unix=relay_error[0],
+            endpoint_error=endpoint_error[1],
+            endpoint_error_unix=endpoint_error[0],
         )
 
     async def check_targets(self) -> list[TargetCheck]:
@@ -883,23 +895,26 @@ class Agent:
             return "no endpoint"
         return health.summary
 
-    def _find_last_error(self) -> tuple[float | None, str]:
+    def _find_errors(self) -> tuple[_Noted, _Noted, _Noted]:
+        """The last error of the relay leg, that of the endpoint leg, and the last of all."""
         registration = self._registration
         if registration is not None and registration.last_error_unix is not None:
-            self._note_error(registration.last_error, registration.last_error_unix)
-        return self._last_error or (None, "")
+            self._note_error("relay", registration.last_error, registration.last_error_unix)
+        none: _Noted = (None, "")
+        last = max(self._errors.values(), key=lambda noted: noted[0], default=none)
+        return self._errors.get("relay", none), self._errors.get("endpoint", none), last
 
-    def _note_error(self, text: str, at_unix: float | None = None) -> None:
+    def _note_error(self, whose: _Whose, text: str, at_unix: float | None = None) -> None:
         at_unix = self._now_unix() if at_unix is None else at_unix
-        if self._last_error is None or self._last_error[0] <= at_unix:
-            self._last_error = at_unix, text
+        if whose not in self._errors or self._errors[whose][0] <= at_unix:
+            self._errors[whose] = at_unix, text
 
     def _emit(self, kind: str, text: str, tracking_id: str = "") -> None:
         self._events.emit(self.settings.name, kind, text, tracking_id)
 
     def _emit_endpoint(self, kind: str, text: str) -> None:
         if kind in ("endpoint-down", "endpoint-degraded"):
-            self._note_error(text)
+            self._note_error("endpoint", text)
         self._emit(kind, text)
 
     def _note_change(self) -> None:

@@ -9,6 +9,7 @@ Source: connection manager 8.3.
 from __future__ import annotations
 
 import enum
+from typing import Final
 
 import msgspec
 
@@ -45,6 +46,10 @@ class Shown(enum.StrEnum):
     DRAINING = "Draining"  # no new connections, and some that have not ended
 
 
+_OF_RELAY_LEG: Final = frozenset({Shown.CONNECTING, Shown.RECONNECTING, Shown.UNAUTHORIZED, Shown.NOT_FOUND})
+_OF_ENDPOINT_LEG: Final = frozenset({Shown.DEGRADED, Shown.WITHDRAWN})
+
+
 class ConnectionStatus(msgspec.Struct, frozen=True):
     """One hybrid connection.
 
@@ -65,6 +70,8 @@ class ConnectionStatus(msgspec.Struct, frozen=True):
       since_unix: when ``status`` became what it is.
       attempts: failed attempts since the relay leg was last stable; ``next_try_unix`` is when the next one is due.
       last_error: the last thing that went wrong on either leg, ``""`` if nothing has.
+      relay_error, endpoint_error: the last thing that went wrong on each; metadata that names no endpoint is of the
+        second.
       created_unix, updated_unix: of the hybrid connection, as the relay says.
       dials, rendezvous: how long those took that succeeded: to the endpoint, and back to the sender.
       throttled_in_s, throttled_out_s: seconds that connections waited because of the limits' rates.
@@ -114,6 +121,22 @@ class ConnectionStatus(msgspec.Struct, frozen=True):
     tokens_failed: int = 0
     token_expires_unix: float | None = None
     certificate_expires_unix: float | None = None
+    relay_error: str = ""
+    relay_error_unix: float | None = None
+    endpoint_error: str = ""
+    endpoint_error_unix: float | None = None
+
+    @property
+    def error_behind(self) -> tuple[str, float | None]:
+        """The last error of the leg that ``status`` is about, and when it was; ``""`` and None if there was none.
+
+        An endpoint that is down as well is not why a token is refused.
+        """
+        if self.status in _OF_RELAY_LEG:
+            return self.relay_error, self.relay_error_unix
+        if self.status in _OF_ENDPOINT_LEG:
+            return self.endpoint_error, self.endpoint_error_unix
+        return self.last_error, self.last_error_unix
 
     @property
     def hcm_status(self) -> str:

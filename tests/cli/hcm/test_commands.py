@@ -143,6 +143,29 @@ async def fetch_page(address, path):
         return int(bytes(await stream.receive_some()).split()[1])
 
 
+async def test_the_table_says_why_the_status_is_so(world_of):
+    """8.11: the endpoint is down as well, but that is not why it is Unauthorized."""
+    async with world_of("orders") as world:
+        string = world.string("orders")
+        world.write(
+            world.entry("orders", more='health = { interval = "0.1s", fall = 1 }').replace(
+                key_of(string), "A" * 43 + "="
+            )
+        )
+        async with world.daemon():
+            world.endpoint.down()
+            await world.settled("orders", status="Unauthorized", endpoint_leg="Down")
+            out = await world.ok("status", "--once")
+            assert "did not take the token" in out
+            assert "ECONNREFUSED" not in out
+            one = await world.status("orders")
+            assert "did not take the token" in one["relay_error"]
+            assert "ECONNREFUSED" in one["endpoint_error"]
+            _, out, _ = await world.hcm("doctor", "orders")
+            assert "last error" in out
+            assert "did not take the token" in out.partition("last error")[2]
+
+
 async def test_add_hands_paths_to_the_daemon(world_of):
     """A certificate authority is a path, which JSON has no type for."""
     async with world_of("orders") as world, world.daemon():

@@ -80,6 +80,11 @@ def test_orders():
 
 
 def test_details_have_no_control_characters():
+    both = {"relay_error": "no key", "endpoint_error": "is down", "last_error": "is down"}
+    lines = detail_lines(connection("a", status="Unauthorized", **both))
+    assert "relay error        no key" in lines
+    assert "endpoint error     is down" in lines
+    assert not any(line.startswith("last error") for line in lines)
     lines = detail_lines(connection("a", last_error="bad \x1b[2J", last_error_unix=0.0, rejected={"refused": 2}))
     assert "refused            2 refused" in lines
     assert not any("\x1b" in line for line in lines)

@@ -364,6 +364,31 @@ async def test_a_key_that_cannot_be_read_is_told(world: World, tmp_path: Path):
         await until(lambda: status(manager).status == "Connected")
 
 
+async def test_each_leg_has_an_error_of_its_own(world: World, tmp_path: Path):
+    """8.3, 8.11: what is shown beside a status is why it is so, and not what went wrong last."""
+    endpoint = await world.endpoint()
+    missing = tmp_path / "key"
+    entry = world.connection(endpoint.target, key=Secret("file", str(missing)), health=QUICK_PROBE)
+    async with world.manager(entry) as manager:
+        await manager.wait_settled("orders")
+        await until(lambda: status(manager).endpoint_leg == "Up")
+        endpoint.down()
+        await until(lambda: status(manager).endpoint_leg == "Down")
+        found = status(manager)
+        assert found.status == "Unauthorized"
+        assert str(missing) in found.relay_error
+        assert "ECONNREFUSED" in found.endpoint_error
+        assert found.error_behind == (found.relay_error, found.relay_error_unix)
+        assert found.last_error == found.endpoint_error
+        missing.touch(0o600)
+        missing.write_text(world.key("TestListen"))
+        await until(lambda: status(manager).status == "Degraded")
+        assert status(manager).error_behind[0] == found.endpoint_error
+        await world.up(endpoint)
+        await until(lambda: status(manager).status == "Connected")
+        assert status(manager).error_behind[0] == status(manager).last_error
+
+
 async def test_what_is_not_found_is_found_when_it_is_created(world: World, monkeypatch: pytest.MonkeyPatch):
     """8.3 NotFound, complaint 13: never final."""
     monkeypatch.setattr(retry, "REFUSED_S", 0.1)
