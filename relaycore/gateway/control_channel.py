@@ -43,6 +43,9 @@ _MESSAGES_PER_TURN: Final = 16
 """Messages of responses taken from one read before the other connections have a turn: less than a millisecond. Of
 others one is enough."""
 
+_LIFE_PIECES: Final = 10
+"""Of the wait for a sign of life; see `ControlChannel._await_life`."""
+
 _BATCH_BYTES: Final = 65_536
 """How much of the queue goes into one send."""
 
@@ -309,8 +312,10 @@ class ControlChannel:
         heard = self.bytes_heard
         seconds = limits.SIGN_OF_LIFE_TIMEOUT
         self._ping_soon()
-        await trio.sleep(seconds)
-        # A relay that was held up itself has yet to read what came meanwhile.
+        # In pieces: a relay that was stopped itself, or moved to another host, counts that as one of them. What came
+        # meanwhile has yet to be sent again where the network dropped it, and to be read.
+        for _ in range(_LIFE_PIECES):
+            await trio.sleep(seconds / _LIFE_PIECES)
         await trio.lowlevel.checkpoint()
         self._is_awaited = False
         if self.bytes_heard == heard and self._closing is None:

@@ -311,6 +311,23 @@ async def test_a_listener_that_is_slow_and_alive_stays(relay, autojump_clock) ->
         nursery.cancel_scope.cancel()
 
 
+async def test_a_relay_that_was_stopped_itself_does_not_blame_its_listeners(relay, autojump_clock) -> None:
+    """spec 6.3/unanswered-accept, failures: relay suspended: what it slept through is no silence of theirs."""
+    control = await relay.listen()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(relay.call, "/$hc/orders", {"ServiceBusAuthorization": relay.token()})
+        message = (await control.read_json())["accept"]
+        ping = await control.read_frame()
+        assert ping.opcode == 9
+        autojump_clock.jump(20)
+        await trio.sleep(6)  # as long as the listener's system may wait before it sends again what nobody confirmed
+        await control.send(frame(10, ping.payload))
+        await relay.come_to(message["address"])
+    await trio.sleep(40)
+    assert relay.server.statistics().listeners == 1
+    assert not control.buffer
+
+
 async def test_a_sender_that_leaves_in_vain_leaves_a_doubt(relay, autojump_clock) -> None:
     """spec 6.3/unanswered-accept: senders of little patience find a dead listener out as well, by one ping for all."""
     deaf = await relay.listen()
