@@ -22,7 +22,11 @@ _LONGEST_S: Final = 30.0
 """And never longer than this."""
 
 REFUSED_S: Final = 60.0
-"""The wait after the relay's no."""
+"""The longest wait after the relay's no."""
+
+_REFUSED_SPREAD: Final = 0.1
+"""Part of that wait that is drawn: a relay without its hybrid connections refuses all managers in the same moment, and
+they should not all ask again in one."""
 
 _STABLE_S: Final = 60.0
 """How long a channel has to stand before its loss is met as a first one."""
@@ -53,7 +57,7 @@ class RetrySchedule:
         self.attempts += 1
         if self._is_no(cause):
             self._bound_s = _FIRST_S  # whoever says no can be reached
-            return REFUSED_S
+            return REFUSED_S * self._rng.uniform(1 - _REFUSED_SPREAD, 1)
         bound_s, self._bound_s = self._bound_s, min(2 * self._bound_s, _LONGEST_S)
         return self._rng.uniform(0.0, bound_s)
 

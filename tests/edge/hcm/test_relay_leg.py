@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -159,7 +160,7 @@ async def test_a_channel_that_is_lost_is_opened_anew(autojump_clock: MockClock):
 
 
 async def test_what_the_relay_says_decides_when_it_is_asked_again(autojump_clock: MockClock):
-    """8.3: 401, 403 and 404 each minute; a loss, or a relay that is busy, soon; the try and the wait are shown."""
+    """8.3: 401, 403 and 404 about each minute; a loss, or a busy relay, soon; the try and the wait are shown."""
     with trio.fail_after(36_000):
         async with open_fake_relay() as relay, managing(relay) as manager, trio.open_nursery() as nursery:
             asked_at = trio.current_time()
@@ -168,9 +169,9 @@ async def test_what_the_relay_says_decides_when_it_is_asked_again(autojump_clock
             for number, (code, reason) in enumerate(noes):
                 await request.refuse(code, reason)
                 await until(lambda number=number: status(manager).attempts == number + 1, 60)
-                assert status(manager).detail == f"try {number + 2} in 60 s"
+                assert re.fullmatch(rf"try {number + 2} in (5[4-9]|60) s", status(manager).detail)
                 request = await relay.next_request("listen")
-                assert 60 <= trio.current_time() - asked_at < 61
+                assert 54 <= trio.current_time() - asked_at < 61
                 asked_at = trio.current_time()
             for longest_s in (0.2, 0.4, 0.8):
                 await request.refuse(503, "busy")
@@ -218,7 +219,7 @@ async def test_another_key_is_tried_at_once(autojump_clock: MockClock, tmp_path:
             await (await relay.next_request("listen")).refuse(401, "InvalidSignature: no")
             began = trio.current_time()
             request = await relay.next_request("listen")
-            assert trio.current_time() - began >= 60
+            assert trio.current_time() - began >= 54
             await request.refuse(401, "InvalidSignature: no")
             await until(lambda: status(manager).attempts == 2, 60)
 

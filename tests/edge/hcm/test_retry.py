@@ -63,3 +63,11 @@ def test_a_no_is_asked_about_each_minute():
     assert REFUSED_S == 60
     assert waits.next_delay(LOST) == 0.2
     assert waits.attempts == 106
+
+
+def test_managers_that_were_refused_together_do_not_come_again_together():
+    """8.3: a relay that lost its hybrid connections refuses all of them at one stroke."""
+    found = [schedule(random.Random(seed)).next_delay(NO) for seed in range(50)]
+    assert len(set(found)) == 50
+    assert 54 <= min(found) < 55
+    assert 59 < max(found) <= 60
