@@ -1,13 +1,29 @@
-"""Every asynchronous test has a bound in real time: ``bounds.BOUND_S``, or that of its mark ``bound(seconds)``."""
+"""What holds for every test: it leaves signals as they were, and an asynchronous one has a bound in real time.
+
+The bound is ``bounds.BOUND_S``, or that of the mark ``bound(seconds)``.
+"""
 
 from __future__ import annotations
 
 import inspect
 import os
+import signal
+from collections.abc import Iterator
 from functools import partial
 
 import bounds
 import pytest
+
+
+@pytest.fixture(autouse=True)
+def signals_are_left_alone() -> Iterator[None]:
+    """A handler that stays behind is one of an event loop that has ended: interrupts would be lost in it ever after."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield
+    changed = [number for number, handler in before.items() if signal.getsignal(number) is not handler]
+    for number in changed:
+        signal.signal(number, before[number])
+    assert not changed
 
 
 def pytest_configure() -> None:

@@ -17,6 +17,7 @@ from relaycore.edge.config.settings import (
     Target,
 )
 from relaycore.edge.connect import forwarder
+from relaycore.edge.connect.listeners import ListenFailed
 from relaycore.edge.run import program
 from relaycore.edge.run.modes import RunMode
 from relaycore.edge.run.namespaces import CannotExecute, NoNamespaces
@@ -81,8 +82,69 @@ async def test_a_program_reaches_several_names(mode):
         assert result(world) == ANSWER * 3
 
 
+@pytest.fixture
+def signals_put_back():
+    """Trio puts handlers back in the order of a stack; two programs in one process end in their own order."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @needs_namespaces
-async def test_two_programs_at_one_time_have_addresses_of_their_own():
+@pytest.mark.parametrize("mode", [RunMode.HOSTS, RunMode.ISOLATED])
+async def test_a_program_reaches_several_ports_of_one_name(mode):
+    beginnings = []
+    async with open_run_world() as world:
+        (first,) = world.settings().forwards
+        second = dataclasses.replace(first, name="second", port=8081)
+        ask = "; ".join(f"curl -sS -m 10 http://{NAME}:{port}/" for port in (8080, 8081))
+        words = ["sh", "-c", f"({ask}) >{world.directory}/result 2>&1"]
+        assert await run_program(ConnectSettings((first, second)), words, mode=mode, tell=beginnings.append) == 0
+        assert result(world) == ANSWER * 2
+    assert [name.port for name in beginnings[0].names] == [8080, 8081]
+
+
+@needs_namespaces
+@pytest.mark.parametrize("mode", [RunMode.HOSTS, RunMode.ISOLATED])
+async def test_a_program_reaches_the_port_that_is_announced(mode):
+    """With another port in `listen` as well."""
+    beginnings = []
+    async with open_run_world() as world:
+        settings = world.settings(listen=(ListenAt("tcp", "auto", 10_443),))
+        await run_program(settings, look(world), mode=mode, tell=beginnings.append)
+        assert result(world) == ANSWER
+        await run_program(settings, look(world, port=10_443), mode=mode)
+        assert result(world) == ANSWER
+        assert [name.port for name in beginnings[0].names] == [8080]
+        assert not beginnings[0].troubles
+
+
+@needs_namespaces
+async def test_a_port_that_cannot_be_opened_is_not_announced(monkeypatch):
+    opened = program.open_local, program.open_for_own_user
+
+    def refuse(number: int):
+        async def open_at(at, *, address, port, **others):
+            if not at.port:
+                raise ListenFailed(f"cannot listen on {address}:{port}: Permission denied", is_port=True)
+            return await opened[number](at, address=address, port=port, **others)
+
+        return open_at
+
+    monkeypatch.setattr(program, "open_local", refuse(0))
+    monkeypatch.setattr(program, "open_for_own_user", refuse(1))
+    beginnings = []
+    async with open_run_world() as world:
+        settings = world.settings(listen=(ListenAt("tcp", "auto", 10_443),))
+        await run_program(settings, look(world, port=10_443), mode=RunMode.HOSTS, tell=beginnings.append)
+        assert result(world) == ANSWER
+    assert [name.port for name in beginnings[0].names] == [10_443]
+    assert "Permission denied" in beginnings[0].troubles[0]
+
+
+@needs_namespaces
+async def test_two_programs_at_one_time_have_addresses_of_their_own(signals_put_back):
     async with open_run_world() as world:
         other = dataclasses.replace(world, directory=world.directory / "other")
         other.directory.mkdir()
