@@ -86,8 +86,8 @@ class _Writer:
             is_given = self._is_all or dotted((*path, key.name)) in self._given
             if item is None or (item == section.default_of(key) and not is_given) or item == "" == key.default:
                 continue
-            if item == "" or (item == () and key.default):
-                continue  # unset
+            if item == "" or (item == () == section.default_of(key) and key.default):
+                continue  # unset; an empty list that is not, such as an allow list, says something
             found[key.name] = self._write(key, item)
         return found
 

@@ -601,6 +601,13 @@ def test_what_is_shown_reads_back_as_the_same(tmp_path, effective):
     assert load([path], {}).settings == loaded.settings
 
 
+@pytest.mark.parametrize("effective", [False, True])
+def test_a_list_that_allows_nothing_is_shown(given, effective):
+    """Without it, everything would be allowed."""
+    assert "allow = []\n" in show(given("[hcm.policy]\nallow = []\n"), effective=effective)
+    assert "allow" not in show(given("[hcm.policy]\ndeny = []\n"), effective=effective)
+
+
 def test_what_was_set_is_shown_with_its_place(given, tmp_path):
     loaded = given(f"{HCM}listeners = 1\n")
     assert show(loaded, effective=False, origin=True) == (
