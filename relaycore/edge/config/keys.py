@@ -349,7 +349,8 @@ _FORWARD = Section(
             "listen",
             place_kinds.LISTENS,
             "Local addresses: `auto:PORT` on the forward's own address in the pool, `ADDRESS:PORT`, `udp:...`,"
-            " `unix:/PATH[,mode=660]`.",
+            " `unix:/PATH`, with `,mode=660`, `,owner=USER`, `,group=GROUP` behind it"
+            " (mode 600 and our own user otherwise).",
             default='`["auto"]` with the endpoint\'s port',
         ),
         Key("port_name", kinds.NAME, "Profile `azbridge`: the name to ask for.", default="the port's number"),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -15,7 +17,7 @@ from .places import runtime_directory
 from .secret import Secret
 from .settings import ListenAt, Probe, Target
 from .strings import SignIn, parse_entity_string
-from .texts import check_pattern, format_listen, format_probe, parse_listen, parse_probe, parse_target
+from .texts import check_pattern, format_listen, format_probe, parse_listen, parse_probe, parse_target, unix_place
 
 __all__ = [
     "ADDRESS",
@@ -220,26 +222,29 @@ ENDPOINT: Final = Kind(_read_endpoint, _write_endpoint)
 
 def _read_listen(raw: Raw) -> ListenAt:
     if isinstance(raw.value, dict):
-        unknown = set(raw.value) - {"unix", "mode"}
-        path, mode = raw.value.get("unix"), raw.value.get("mode", "600")
-        if unknown or not isinstance(path, str) or not isinstance(mode, str):
-            raise ConfigError('expected { unix = "/PATH", mode = "660" }')
-        return parse_listen(f"unix:{_expand(path, raw.source)},mode={mode}")
+        options = dict(raw.value)
+        path = options.pop("unix", None)
+        if not isinstance(path, str) or not all(isinstance(value, str) for value in options.values()):
+            raise ConfigError('expected { unix = "/PATH", mode = "660", owner = "NAME", group = "NAME" }')
+        return unix_place(_expand(path, raw.source), options)
     return parse_listen(_expand(text_of(raw), raw.source))
 
 
 LISTEN: Final = Kind(_read_listen, format_listen)
 
 
+_SOCKET_OPTION = re.compile(r"[A-Za-z][A-Za-z_-]*=")
+
+
 def _read_listens(raw: Raw) -> tuple[ListenAt, ...]:
-    found: list[ListenAt] = []
+    items: list[Raw] = []
     for item in listed(raw):
         # The comma of ``,mode=660`` is not one between two places.
-        if raw.is_text and found and isinstance(item.value, str) and item.value.startswith("mode="):
-            found[-1] = parse_listen(f"unix:{found[-1].path},{item.value}")
+        if raw.is_text and items and isinstance(item.value, str) and _SOCKET_OPTION.match(item.value):
+            items[-1] = replace(items[-1], value=f"{items[-1].value},{item.value}")
         else:
-            found.append(_read_listen(item))
-    return tuple(found)
+            items.append(item)
+    return tuple(_read_listen(item) for item in items)
 
 
 LISTENS: Final = Kind(_read_listens, lambda values: [format_listen(value) for value in values])

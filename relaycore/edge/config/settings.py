@@ -96,6 +96,7 @@ class ListenAt:
       host: an address, ``localhost``, or ``auto`` for the forward's own address in the pool.
       port: 0 where the endpoint's own port is meant (with ``auto``).
       path: of a Unix socket, else ``""``; with the permission bits of ``mode``.
+      owner, group: whose that socket's file is to be, by name or number; ``""``: ours.
     """
 
     kind: Literal["tcp", "udp", "unix"]
@@ -103,6 +104,8 @@ class ListenAt:
     port: int = 0
     path: str = ""
     mode: int = 0o600
+    owner: str = ""
+    group: str = ""
 
     def __str__(self) -> str:
         if self.kind == "unix":

@@ -6,9 +6,11 @@ texts is a secret.
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import re
 import socket
+from collections.abc import Mapping
 from typing import Final
 
 from ...errors import ConfigError
@@ -28,6 +30,7 @@ __all__ = [
     "parse_rate",
     "parse_seconds",
     "parse_target",
+    "unix_place",
 ]
 
 _SPAN = re.compile(r"(?P<number>[0-9]{1,9}(?:\.[0-9]{1,6})?)\s*(?P<unit>ms|s|m|min|h|d)?")
@@ -41,7 +44,10 @@ _SIZE_UNITS: Final = {
 _HOST = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9_])?(?:\.[A-Za-z0-9_-]+)*\.?")
 _NUMBERS = re.compile(r"(?:0x[0-9a-f]*|[0-9]+)(?:\.(?:0x[0-9a-f]*|[0-9]+))*")
 _SCOPE = re.compile(r"[A-Za-z0-9._:@~-]{1,15}")  # an interface's number or name, IFNAMSIZ
-_MODE = re.compile(r"(?P<path>.*),mode=(?:0o?)?(?P<mode>[0-7]{3})")
+_OPTION = re.compile(r",\s*(?P<key>[A-Za-z][A-Za-z_-]*)\s*=")
+_SOCKET_KEYS: Final = ("mode", "owner", "group")
+_MODE = re.compile(r"(?:0o?)?(?P<mode>[0-7]{3})")
+_ACCOUNT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@\\+-]{0,255}\$?")
 _PORTS = re.compile(r"\*|(?P<low>[0-9]{1,5})(?:-(?P<high>[0-9]{1,5}))?")
 _MAX_SOCKET_PATH: Final = 107  # unix(7): sun_path has 108 bytes, one of them ends it
 
@@ -128,7 +134,8 @@ def parse_target(text: str) -> Target:
 
 
 def parse_listen(text: str) -> ListenAt:
-    """``ADDRESS:PORT``, ``auto``, ``auto:PORT``, either with ``udp:`` in front, or ``unix:/PATH[,mode=660]``.
+    """``ADDRESS:PORT``, ``auto``, ``auto:PORT``, either with ``udp:`` in front, or
+    ``unix:/PATH[,mode=660][,owner=NAME][,group=NAME]``.
 
     Raises:
       ConfigError: it is none of these.
@@ -136,10 +143,13 @@ def parse_listen(text: str) -> ListenAt:
     text = text.strip()
     expected = f"expected ADDRESS:PORT, auto:PORT, udp:ADDRESS:PORT or unix:/PATH (found {text!r:.100})"
     if text.startswith("unix:"):
-        path, mode = text.removeprefix("unix:"), 0o600
-        if (match := _MODE.fullmatch(path)) is not None:
-            path, mode = match["path"], int(match["mode"], 8)
-        return ListenAt("unix", path=_socket_path(path, expected), mode=mode)
+        path, *rest = _OPTION.split(text.removeprefix("unix:"))
+        options: dict[str, str] = {}
+        for key, value in zip(rest[::2], rest[1::2], strict=True):
+            if key in options:
+                raise ConfigError(f"{key} stands twice behind unix:{path}")
+            options[key] = value.strip()
+        return unix_place(path, options, expected)
     bare = text.removeprefix("udp:")
     kind = "tcp" if bare == text else "udp"
     if bare == "auto":
@@ -152,11 +162,47 @@ def parse_listen(text: str) -> ListenAt:
     return ListenAt("udp" if kind == "udp" else "tcp", host, number)
 
 
+def unix_place(path: str, options: Mapping[str, str], expected: str = "expected { unix = PATH }") -> ListenAt:
+    """A Unix socket with ``mode``, ``owner`` and ``group``.
+
+    Raises:
+      ConfigError: another option, or a value that is none for it.
+    """
+    for key in options:
+        if key not in _SOCKET_KEYS:
+            near = difflib.get_close_matches(key.lower(), _SOCKET_KEYS, n=1, cutoff=0.0)[0]
+            raise ConfigError(f"unknown option {key!r:.60} of a Unix socket; the nearest is {near}")
+    if _OPTION.search(path):  # it could not be written as a text
+        raise ConfigError(f"a socket's path holds no option (found {path!r:.100})")
+    found = _socket_path(path, expected)
+    mode = _MODE.fullmatch(options.get("mode", "600"))
+    if mode is None:
+        raise ConfigError(f"expected mode as three digits from 0 to 7, such as 660 (found {options['mode']!r:.60})")
+    for key in ("owner", "group"):
+        if key in options and not _ACCOUNT.fullmatch(options[key]):
+            raise ConfigError(
+                f"expected {key} as the name or number of a {_ACCOUNTS[key]} (found {options[key]!r:.60})"
+            )
+    return ListenAt(
+        "unix",
+        path=found,
+        mode=int(mode["mode"], 8),
+        owner=options.get("owner", ""),
+        group=options.get("group", ""),
+    )
+
+
+_ACCOUNTS: Final = {"owner": "user", "group": "group"}
+
+
 def format_listen(listen: ListenAt) -> str:
     """The text that `parse_listen` reads as the same place."""
-    if listen.kind == "unix" and listen.mode != 0o600:
-        return f"{listen},mode={listen.mode:03o}"
-    return str(listen)
+    if listen.kind != "unix":
+        return str(listen)
+    mode = f",mode={listen.mode:03o}" if listen.mode != 0o600 else ""
+    owner = f",owner={listen.owner}" if listen.owner else ""
+    group = f",group={listen.group}" if listen.group else ""
+    return f"{listen}{mode}{owner}{group}"
 
 
 def _split_host_port(text: str, expected: str) -> tuple[str, str]:

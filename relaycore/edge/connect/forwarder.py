@@ -123,7 +123,7 @@ class _Entry:
             host = self.address if at.host == "auto" else at.host
             port = at.port or self.port
             if at.kind == "unix":
-                found[at.kind, at.path, at.mode] = at
+                found[at.kind, f"{at.path},{at.owner},{at.group}", at.mode] = at
             elif port:
                 found[at.kind, host, port] = at
         return found
@@ -136,7 +136,7 @@ class _Entry:
 
 
 _Key = tuple[str, str, int]
-"""Kind, host or path, and port or mode: what makes an address another one."""
+"""Kind, host or path with its owner, and port or mode: what makes an address another one."""
 
 
 _Opened = TypeVar("_Opened", covariant=True)

@@ -28,6 +28,7 @@ from ...errors import ConfigError
 from ...net.accept import PASSING_ERRNOS
 from ...net.keepalive import keep_alive
 from ..config.settings import ListenAt
+from ..owner import give_to
 
 __all__ = [
     "Inherited",
@@ -197,9 +198,17 @@ def _open_unix(at: ListenAt) -> LocalListener:
             listening.bind(at.path)
         finally:
             os.umask(previous)
-        os.chmod(path, at.mode)
-        listening.listen(BACKLOG)
         inode = path.lstat().st_ino
+        try:
+            give_to(path, at.owner, at.group)
+            os.chmod(path, at.mode)
+            listening.listen(BACKLOG)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+    except ConfigError as error:
+        listening.close()
+        raise ListenFailed(f"cannot listen on unix:{path}: {error}", is_port=False) from error
     except OSError as error:
         listening.close()
         text = "the path is too long for a socket" if error.errno is None else error.strerror

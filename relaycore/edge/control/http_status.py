@@ -93,7 +93,9 @@ async def serve_pages(
 async def _open(listen: ListenAt, files: ExitStack) -> tuple[list[trio.SocketListener], list[str]]:
     """The listening sockets and their addresses; what they leave on disk goes with `files`."""
     if listen.kind == "unix":
-        listening = files.enter_context(listening_unix(Path(listen.path), listen.mode))
+        listening = files.enter_context(
+            listening_unix(Path(listen.path), listen.mode, owner=listen.owner, group=listen.group)
+        )
         return [trio.SocketListener(trio.socket.from_stdlib_socket(listening))], [str(listen)]
     try:
         listeners = await trio.open_tcp_listeners(listen.port, host=listen.host)

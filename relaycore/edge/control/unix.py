@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from ...errors import ConfigError
+from ..owner import give_to
 from .protocol import peer_of
 
 __all__ = ["listening_unix"]
@@ -28,12 +29,13 @@ _MAX_PATH_BYTES: Final = 107
 
 
 @contextmanager
-def listening_unix(path: Path, mode: int = 0o600) -> Iterator[socket.socket]:
+def listening_unix(path: Path, mode: int = 0o600, *, owner: str = "", group: str = "") -> Iterator[socket.socket]:
     """The lock and the listening socket, for as long as the block lasts; then the socket file is removed.
 
     Args:
       path: its directory is made with mode 0700 where it is missing.
       mode: of the socket file.
+      owner, group: whose it is to be, see `give_to`.
 
     Raises:
       ConfigError: it cannot be made, or another program has it; says which.
@@ -47,11 +49,12 @@ def listening_unix(path: Path, mode: int = 0o600) -> Iterator[socket.socket]:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
                 os.fchmod(listening.fileno(), mode)  # before it has a name, so that nobody gets in between
                 listening.bind(os.fspath(path))
-                path.chmod(mode)  # the umask may have taken from it
                 made = path.lstat()
-                listening.listen(BACKLOG)
-                listening.setblocking(False)
                 try:
+                    give_to(path, owner, group)
+                    path.chmod(mode)  # the umask may have taken from it, and a change of the owner
+                    listening.listen(BACKLOG)
+                    listening.setblocking(False)
                     yield listening
                 finally:
                     with suppress(OSError):

@@ -381,7 +381,8 @@ def test_the_server_and_the_edge_leave_each_other_alone(tmp_path):
         ("[connect.pool]\nloopback = '127.0.0.1/8'", 2, "connect.pool.loopback", "expected a network"),
         (FORWARD + "profile = 'http'", 5, "connect.forward.0.profile", "expected raw or azbridge"),
         (FORWARD + "listen = 'udp:127.0.0.1:53'", 5, "connect.forward.0.listen", "UDP goes with"),
-        (FORWARD + "listen = [{unix='/x', mod='1'}]", 5, "connect.forward.0.listen", "expected { unix"),
+        (FORWARD + "listen = [{unix='/x', mod='1'}]", 5, "connect.forward.0.listen", "the nearest is mode"),
+        (FORWARD + "listen = [{unix=1}]", 5, "connect.forward.0.listen", "expected { unix"),
         (FORWARD + "hosts = ['a b']", 5, "connect.forward.0.hosts", "expected a name without a port"),
         (FORWARD + "hosts = ['a:80']", 5, "connect.forward.0.hosts", "expected a name without a port"),
         (FORWARD + "hosts = ['*']", 5, "connect.forward.0.hosts", "expected a name without a port"),
@@ -555,6 +556,22 @@ def test_a_unix_listener_may_be_a_table(given):
     assert only(given(f'{FORWARD}listen = [{{ unix = "/x", mode = "660" }}]\n')).listen == (
         ListenAt("unix", path="/x", mode=0o660),
     )
+
+
+def test_a_unix_listener_has_an_owner(given):
+    """manager 8.6: mode and owner keys, in each form; a wrong one is named with its place."""
+    wanted = (ListenAt("unix", path="/x", mode=0o660, owner="app", group="web"),)
+    table = '{ unix = "/x", mode = "660", owner = "app", group = "web" }'
+    for listen in (table, '"unix:/x,mode=660,owner=app,group=web"'):
+        assert only(given(f"{FORWARD}listen = [{listen}]\n")).listen == wanted
+    variables = {"RELAYCORE__CONNECT__FORWARD__0__LISTEN": "unix:/x,mode=660,owner=app,group=web,auto:80"}
+    assert only(given(FORWARD, environ=variables)).listen == (*wanted, ListenAt("tcp", "auto", 80))
+    for listen in ('{ unix = "/x", ower = "app" }', '"unix:/x,ower=app"'):
+        with pytest.raises(ConfigError, match="the nearest is owner") as caught:
+            given(f"{FORWARD}listen = [{listen}]\n")
+        assert caught.value.source.rpartition(":")[2].isdigit()
+    with pytest.raises(ConfigError, match="holds no option"):
+        given(f'{FORWARD}listen = [{{ unix = "/x,mode=660" }}]\n')
 
 
 def test_names_lead_there_in_small_letters(given):

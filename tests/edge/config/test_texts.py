@@ -141,11 +141,34 @@ def test_what_is_no_target(text):
         ("unix:/run/x", ListenAt("unix", path="/run/x")),
         ("unix:/run/x,mode=660", ListenAt("unix", path="/run/x", mode=0o660)),
         ("unix:/run/x,mode=0o660", ListenAt("unix", path="/run/x", mode=0o660)),
+        ("unix:/run/x,y", ListenAt("unix", path="/run/x,y")),
+        ("unix:/x,owner=app", ListenAt("unix", path="/x", owner="app")),
+        ("unix:/x,group=1000,mode=660, owner=app", ListenAt("unix", path="/x", mode=0o660, owner="app", group="1000")),
     ],
 )
 def test_listeners(text, listen):
     assert parse_listen(text) == listen
     assert parse_listen(format_listen(listen)) == listen
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("unix:/x,mod=660", "unknown option 'mod' of a Unix socket; the nearest is mode"),
+        ("unix:/x,mode=660,user=u", "unknown option 'user'"),
+        ("unix:/x,grp=u", "the nearest is group"),
+        ("unix:/x,mode=999", "three digits from 0 to 7, such as 660"),
+        ("unix:/x,mode=", "three digits"),
+        ("unix:/x,owner=", "name or number of a user"),
+        ("unix:/x,group=a b", "name or number of a group"),
+        ("unix:/x,mode=660,mode=600", "mode stands twice"),
+    ],
+)
+def test_options_of_a_unix_socket_are_no_part_of_its_name(text, said):
+    """manager 8.6: mode/owner keys; 8.4: the nearest key is named."""
+    with pytest.raises(ConfigError) as caught:
+        parse_listen(text)
+    assert said in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["", "1433", "name.example:80", "udp:unix:/x", "auto:", "127.0.0.1:99999", "unix:x"])

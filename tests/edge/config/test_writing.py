@@ -191,7 +191,14 @@ connections = st.builds(
 )
 listeners = st.one_of(
     st.builds(ListenAt, st.just("tcp"), st.sampled_from(["auto", "127.0.0.1", "::1"]), ports),
-    st.builds(ListenAt, st.just("unix"), path=st.just("/run/x"), mode=st.sampled_from([0o600, 0o666])),
+    st.builds(
+        ListenAt,
+        st.just("unix"),
+        path=st.just("/run/x"),
+        mode=st.sampled_from([0o600, 0o666]),
+        owner=st.sampled_from(["", "app"]),
+        group=st.sampled_from(["", "1000"]),
+    ),
 )
 forwards = st.builds(
     lambda basic, signer: Forward(**basic, **signer),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from pathlib import Path
 
 import pytest
 import trio
@@ -119,6 +120,32 @@ async def test_paths_that_are_no_place_for_a_socket(tmp_path, make, words):
         await open_local(ListenAt("unix", path=str(path)))
     with pytest.raises(ListenFailed, match="too long"):
         await open_local(ListenAt("unix", path=str(tmp_path / ("x" * 200))))
+
+
+async def test_a_unix_socket_is_given_to_whom_the_settings_name(tmp_path, monkeypatch):
+    """manager 8.6: mode/owner keys; the file never listens as somebody else's."""
+    order: list[object] = []
+
+    def chown(path: Path, uid: int, gid: int, *, follow_symlinks: bool) -> None:
+        order.append((Path(path).name, uid, gid, follow_symlinks))
+
+    monkeypatch.setattr(os, "chown", chown)
+    monkeypatch.setattr(os, "chmod", lambda path, mode: order.append(mode))
+    path = tmp_path / "s"
+    listener = await open_local(ListenAt("unix", path=str(path), mode=0o660, owner="root", group="4711"))
+    listener.close()
+    assert order == [("s", 0, 4711, False), 0o660]
+
+    with pytest.raises(ListenFailed, match="there is no user 'nobody-here'"):
+        await open_local(ListenAt("unix", path=str(path), owner="nobody-here"))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "chown", refuse)
+    with pytest.raises(ListenFailed, match=r"cannot be given to group root: user \d+ may not; only root"):
+        await open_local(ListenAt("unix", path=str(path), group="root"))
+    assert not path.exists()
 
 
 async def test_no_descriptor_for_a_unix_socket(tmp_path, monkeypatch):

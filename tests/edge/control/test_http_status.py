@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -128,6 +129,18 @@ async def test_clients_have_a_bound(monkeypatch):
         assert (await first.receive_some()).startswith(b"HTTP/1.1 200")
         async with await connect(addresses) as second:
             assert await second.receive_some() == b""
+
+
+async def test_its_unix_socket_has_an_owner(tmp_path):
+    path = tmp_path / "pages"
+    at = ListenAt("unix", path=str(path), mode=0o660, owner=str(os.getuid()), group=str(os.getgid()))
+    async with serving(at):
+        assert path.stat().st_mode & 0o777 == 0o660
+    at = ListenAt("unix", path=str(path), owner="nobody-here")
+    with pytest.raises(ConfigError, match="there is no user 'nobody-here'"):
+        async with serving(at):
+            pass
+    assert not path.exists()
 
 
 async def test_it_may_be_a_unix_socket(tmp_path):
