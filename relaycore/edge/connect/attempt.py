@@ -39,6 +39,7 @@ from ..access import RelayAccess
 from ..azbridge.local import request_port
 from ..azbridge.preamble import PortRefused
 from ..config.settings import Forward, Profile
+from ..relay_way import way_failed
 
 __all__ = ["Opened", "explain", "is_passing", "open_connection"]
 
@@ -181,10 +182,9 @@ def explain(error: BaseException, access: RelayAccess, forward: Forward) -> str:
             advice = "port_name of this forward and the listener's port names have to be the same"
         case Refused():
             advice = "the listener's own answer"
-        case ConnectionLost() if isinstance(error.__cause__, ssl.SSLCertVerificationError):
-            advice = "the relay's certificate is not trusted here; name its authority's with ca_file of the relay"
-        case ConnectionLost():
-            advice = f"is its name, port or a firewall at fault? `relaycore connect doctor {forward.name}` tells"
+        case ConnectionLost() if (way := way_failed(error, relay.rstrip("/"))) is not None:
+            said = way.text
+            advice = f"{way.advice}; `relaycore connect doctor {forward.name}` tells more"
         case _:
             return f"{tried}: {said}"
     return f"{tried}: {said}; {advice}"

@@ -19,7 +19,6 @@ Source: connection manager 8.2, 8.6, 8.11; wire contract 5, 12.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import re
 import ssl
 import time
@@ -62,6 +61,7 @@ from ..access import RelayAccess
 from ..azbridge.local import PortRefused, request_port
 from ..config.settings import DialSettings, Forward, Profile, Target
 from ..hcm.metadata import parse_endpoint_metadata
+from ..relay_way import WayFailed, certificate_refused, dial_failed, proxy_failed, way_failed
 from ..target.dial import Address, DialFailed, dial, resolve
 from ..target.policy import Policy
 
@@ -95,8 +95,6 @@ _AGAIN: Final = "Try again; if it stays so, the relay's log says more."
 _SET_CLOCK: Final = "Set this machine's clock: timedatectl set-ntp true."
 
 _TIMESTAMP = re.compile(r"Timestamp:(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)")
-_HOSTNAME_MISMATCH: Final = 62  # X509_V_ERR_HOSTNAME_MISMATCH, and the next two for other kinds of names
-_EXPIRED: Final = frozenset({9, 10})  # X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,8 +245,8 @@ class _Relay:
     async def look_up(self) -> list[Finding]:
         if self._access.proxy is not None:
             return []  # the name is the proxy's business, and may be unknown here
-        found = await _look_up(self._target, DialSettings(timeout_s=self._timeout_s), None)
-        return [_as_relays(found)]
+        found = await _look_up(self._target, DialSettings(timeout_s=self._timeout_s), None, is_relay=True)
+        return [found]
 
     async def connect(self) -> list[Finding]:
         began = trio.current_time()
@@ -258,7 +256,7 @@ class _Relay:
             try:
                 dialled = await dial([self._target], DialSettings(timeout_s=self._timeout_s))
             except DialFailed as error:
-                return [_as_relays(_endpoint_failed(error, step="tcp"))]
+                return [_relay_failed("tcp", dial_failed(error))]
             self._tcp = self._stream = dialled.stream
             shown = Target(dialled.address, self._target.port)
             return [Finding("ok", "tcp", f"TCP {shown}", seconds=trio.current_time() - began)]
@@ -266,9 +264,10 @@ class _Relay:
             with trio.fail_after(self._timeout_s):
                 self._tcp = self._stream = await open_tcp(self._url.host, self._url.port, proxy)
         except trio.TooSlowError:
-            return [_proxy_failed(f"the proxy {proxy} did not connect to {where} within {self._timeout_s:g} s", where)]
+            late = ProxyFailed(proxy, f"the proxy {proxy} did not connect to {where} within {self._timeout_s:g} s")
+            return [_relay_failed("proxy", proxy_failed(late, where))]
         except ProxyFailed as error:
-            return [_proxy_failed(str(error), where, error)]
+            return [_relay_failed("proxy", proxy_failed(error, where))]
         return [Finding("ok", "proxy", f"{proxy} connects to {where}", seconds=trio.current_time() - began)]
 
     async def secure(self) -> list[Finding]:
@@ -286,25 +285,10 @@ class _Relay:
         except trio.BrokenResourceError as error:
             cause = error.__cause__
             if isinstance(cause, ssl.SSLCertVerificationError):
-                return [self._untrusted(cause)]
+                return [_relay_failed("tls", certificate_refused(cause, self._url.host_header))]
             return [self._no_tls(_ssl_words(cause))]
         self._stream = tls
         return [self._certificate(tls, trio.current_time() - began)]
-
-    def _untrusted(self, error: ssl.SSLCertVerificationError) -> Finding:
-        shown = self._url.host_header
-        if _HOSTNAME_MISMATCH <= error.verify_code <= _HOSTNAME_MISMATCH + 2:
-            said, remedy = (
-                "is for other names",
-                "Use a name of its certificate as endpoint, or give it one with this name.",
-            )
-        elif error.verify_code in _EXPIRED:
-            said, remedy = "is not valid now", "Renew it; or this machine's date is wrong: see timedatectl."
-        else:
-            said = "is not trusted here"
-            remedy = "Name its authority's PEM file: ca_file of the relay, or `add --cafile`."
-        text = f"the certificate of {shown} {said}: {error.verify_message}"
-        return Finding("fail", "tls", text, remedy, exit_code=_CONNECTION)
 
     def _no_tls(self, said: str) -> Finding:
         remedy = "Is it the relay's port? Something on the way, such as a firewall that inspects, may break TLS off."
@@ -554,7 +538,10 @@ class _Relay:
     def _lost(self, error: BaseException) -> Finding:
         step = "proxy" if isinstance(error, ProxyFailed) else "relay"
         words = " ".join(str(error).split()) or type(error).__name__
-        return Finding("fail", step, f"the handshake did not come about: {words}", _AGAIN, exit_code=_CONNECTION)
+        remedy = _AGAIN
+        if error.__cause__ is not None and (way := way_failed(error, self._url.host_header)) is not None:
+            words, remedy = way.text, _sentence(way.advice)
+        return Finding("fail", step, f"the handshake did not come about: {words}", remedy, exit_code=_CONNECTION)
 
 
 async def _ask(stream: trio.abc.Stream, url: WebSocketUrl) -> ResponseHead:
@@ -609,14 +596,13 @@ def _no_relay(where: str, why: str) -> Finding:
     return Finding("fail", "relay", f"what answers at {where} is no relay: {why}", remedy, exit_code=_CONNECTION)
 
 
-def _proxy_failed(text: str, where: str, error: ProxyFailed | None = None) -> Finding:
-    if error is not None and error.is_authentication:
-        remedy = "Give user and password in the relay's proxy setting, as http://USER:PASSWORD@HOST:PORT."
-    elif error is not None and error.status is not None:
-        remedy = f"Have the proxy allow connections to {where}; or set proxy to none, if there is a direct way."
-    else:
-        remedy = "Check the proxy's address and whether it runs; or set proxy to none, if there is a direct way."
-    return Finding("fail", "proxy", text, remedy, exit_code=_CONNECTION)
+def _relay_failed(step: str, way: WayFailed) -> Finding:
+    """The way to the relay ended; it is not the endpoint that is meant."""
+    return Finding("fail", step, way.text, _sentence(way.advice), exit_code=_CONNECTION)
+
+
+def _sentence(advice: str) -> str:
+    return f"{advice[:1].upper()}{advice[1:]}{'' if advice.endswith('?') else '.'}"
 
 
 def _ssl_words(cause: BaseException | None) -> str:
@@ -630,7 +616,7 @@ def _ssl_words(cause: BaseException | None) -> str:
 # Endpoints -----------------------------------------------------------------------------------------------------------
 
 
-async def _look_up(target: Target, settings: DialSettings, policy: Policy | None) -> Finding:
+async def _look_up(target: Target, settings: DialSettings, policy: Policy | None, *, is_relay: bool = False) -> Finding:
     began = trio.current_time()
     try:
         with trio.fail_after(settings.timeout_s):
@@ -638,8 +624,10 @@ async def _look_up(target: Target, settings: DialSettings, policy: Policy | None
     except trio.TooSlowError:
         text = f"the name server does not answer for {target.host} within {settings.timeout_s:g} s"
         remedy = "See /etc/resolv.conf and the way to the name server."
-        return Finding("fail", "name", text, remedy, exit_code=_ENDPOINT_DOWN)
+        return Finding("fail", "name", text, remedy, exit_code=_CONNECTION if is_relay else _ENDPOINT_DOWN)
     except DialFailed as error:
+        if is_relay:
+            return _relay_failed("name", dial_failed(error))
         return _endpoint_failed(error, step="policy" if error.kind == "policy" else "name")
     hosts = [address.host for address in found]
     took = trio.current_time() - began
@@ -651,20 +639,10 @@ async def _look_up(target: Target, settings: DialSettings, policy: Policy | None
 def _endpoint_failed(error: DialFailed, step: str = "endpoint") -> Finding:
     """A failed dial of one target, whose text ends with what to do."""
     text, _, remedy = error.text.rpartition("; ")
-    remedy = f"{remedy[:1].upper()}{remedy[1:]}." if text else ""
+    remedy = _sentence(remedy) if text else ""
     if error.kind == "policy":
         remedy = "If it should be reached from here, allow it in hcm.policy."
     return Finding("fail", step, text or error.text, remedy, exit_code=_ENDPOINT_DOWN)
-
-
-def _as_relays(finding: Finding) -> Finding:
-    """The same, said about the way to the relay."""
-    if finding.level != "fail":
-        return finding
-    remedy = finding.remedy
-    if finding.step == "name":
-        remedy = remedy.replace("the endpoint's name", "the relay's name")
-    return dataclasses.replace(finding, remedy=remedy, exit_code=_CONNECTION)
 
 
 # End to end ----------------------------------------------------------------------------------------------------------

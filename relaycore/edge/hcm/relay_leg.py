@@ -21,8 +21,9 @@ from ...client.listener import Listener
 from ...client.reconnect import ReconnectPolicy
 from ...client.status import Offline, Online, Reconnecting
 from ...errors import AuthorizationFailed, ConfigError, EndpointNotFound, NoListener, RelayError
-from ...net.errors import StreamClosed
+from ...net.errors import StreamClosed, StreamLost
 from ..config.settings import HcmConnection
+from ..relay_way import way_failed
 from .retry import RetrySchedule
 from .status import RelayLeg
 
@@ -66,10 +67,16 @@ def explain(cause: BaseException | None, settings: HcmConnection) -> tuple[Relay
             )
         case StreamClosed(code=code, reason=reason):
             return None, f"{relay} closed the control channel ({code}{' ' + reason if reason else ''})"
+        case StreamLost():
+            return None, f"the control channel at {relay} broke: {said}; it is opened anew"
         case ConfigError():
             return RelayLeg.UNAUTHORIZED, f"there is no token to sign in with: {said}"
         case RelayError() | OSError():
-            return None, f"{relay}: {said}"
+            tried = f"listening on {settings.path!r} at {relay}"
+            way = way_failed(cause, relay.partition("://")[2].rstrip("/") or relay)
+            if way is None:
+                return None, f"{tried}: {said}; it is tried again"
+            return None, f"{tried}: {way.text}; {way.advice}; `relaycore hcm doctor {settings.name}` tells more"
     return None, f"{relay}: signing in failed ({type(cause).__name__})"
 
 

@@ -345,7 +345,8 @@ async def test_endpoints_that_answer(tmp_path: Path):
 async def test_relay_unreachable(place, closed_port: int):
     found = the_failure(await collect(examine_relay(place.access(port=closed_port), role="listen")))
     assert (found.step, found.exit_code) == ("tcp", CONNECTION)
-    assert found.text == f"127.0.0.1 port {closed_port} refused the connection (ECONNREFUSED)"
+    assert found.text == f"the relay 127.0.0.1 port {closed_port} refused the connection (ECONNREFUSED)"
+    assert found.remedy == "Start the relay, or correct its endpoint; or a firewall refuses it."
     same = the_failure(await collect(examine_end_to_end(place.access(port=closed_port), place.forward())))
     assert same.text == found.text
 
@@ -431,7 +432,8 @@ async def test_a_relay_of_unknown_name(tmp_path: Path):
     async with open_tls_place(tmp_path) as place:
         found = the_failure(await collect(examine_relay(place.access(host="nosuch.invalid"), role="listen")))
     assert (found.step, found.exit_code) == ("name", CONNECTION)
-    assert found.text.startswith("nosuch.invalid is unknown here: ")
+    assert found.text.startswith("the relay nosuch.invalid is unknown here: ")
+    assert "the relay's name" in found.remedy
 
 
 async def test_a_port_without_tls(place, tmp_path: Path):

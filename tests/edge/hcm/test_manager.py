@@ -421,7 +421,9 @@ async def test_a_relay_that_is_not_there_is_told(world: World):
     async with world.manager(world.connection(endpoint.target, relay=nowhere)) as manager:
         found = await manager.wait_settled("orders")
         assert (found.status, found.hcm_status) == ("Connecting", "Disconnected")
-        assert str(port) in found.last_error
+        said = f"listening on 'orders' at sb://127.0.0.1:{port}/: the relay 127.0.0.1:{port} refused the connection "
+        assert found.last_error.startswith(f"{said}(ECONNREFUSED); start the relay, ")
+        assert "relaycore hcm doctor orders" in found.last_error
         assert found.attempts >= 1
 
 
@@ -464,7 +466,9 @@ async def test_over_tls_with_an_authority_of_ones_own(tmp_path: Path):
         async with world.manager(world.connection(endpoint.target, relay=relay)) as manager:
             found = await manager.wait_settled("orders")
             assert found.status == "Connecting"
-            assert "certificate verify failed" in found.last_error
+            assert "the certificate of localhost:" in found.last_error
+            assert " is not trusted here: " in found.last_error
+            assert "ca_file" in found.last_error
             manager.reload(HcmSettings((trusting,)))
             await until(lambda: status(manager).status == "Connected")
             text = world.relay.connection_string("orders")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,12 +21,20 @@ from relaycore.edge.hcm.relay_leg import explain
 from relaycore.edge.hcm.status import ConnectionStatus, RelayLeg
 from relaycore.errors import AuthorizationFailed, ConfigError, EndpointNotFound, NoListener, ServerBusy
 from relaycore.net.errors import StreamClosed, StreamLost
+from relaycore.net.proxy import Proxy
+from relaycore.net.proxy_dial import ProxyFailed
 from relaycore.net.websocket import WebSocketLeg
 from relaycore.testing.fake_relay import KEY, FakeRelay, open_fake_relay
 from relaycore.wire.frames import Close
 
 RELAY = RelaySettings("main", "sb://relay.example/")
 ENTRY = HcmConnection("sql", RELAY, "orders", key_name="listen", key=Secret("inline", "k"))
+
+
+def untrusted() -> ConnectionLost:
+    error = ConnectionLost("TLS with relay.example failed")
+    error.__cause__ = ssl.SSLCertVerificationError()
+    return error
 
 
 @pytest.mark.parametrize(
@@ -40,7 +49,13 @@ ENTRY = HcmConnection("sql", RELAY, "orders", key_name="listen", key=Secret("inl
         (ServerBusy("restarting"), None, ["sb://relay.example/", "restarting"]),
         (StreamClosed(1011, "restart"), None, ["closed the control channel (1011 restart)"]),
         (StreamClosed(1001, ""), None, ["(1001)"]),
-        (StreamLost("no sign of life"), None, ["no sign of life"]),
+        (StreamLost("no sign of life"), None, ["control channel at sb://relay.example/ broke: no sign of life"]),
+        (
+            ProxyFailed(Proxy("http", "proxy.test", 3128), "the proxy http://proxy.test:3128 said 403", status=403),
+            None,
+            ["listening on 'orders'", "said 403", "have the proxy allow connections to relay.example"],
+        ),
+        (untrusted(), None, ["the certificate of relay.example is not trusted here", "ca_file"]),
         (ConnectionLost("cannot connect"), None, ["cannot connect"]),
         (OSError(), None, ["OSError"]),
         (ZeroDivisionError("secret internals"), None, ["signing in failed (ZeroDivisionError)"]),
