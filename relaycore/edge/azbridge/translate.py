@@ -144,7 +144,7 @@ class _Maker:
                 key=sign_in.key,
                 token=sign_in.token,
                 profile=Profile.AZBRIDGE,
-                hosts=forward.hosts or (binding.host or "localhost",),
+                hosts=forward.hosts,
                 port=binding.port,
                 listen=listen,
                 port_name=binding.port_name,

@@ -367,6 +367,17 @@ class Forward:
     idle_timeout_s: float = 0.0
     half_close_linger_s: float = 60.0
 
+    @property
+    def asks_relay(self) -> bool:
+        """Whether hosts or port have to be read at the relay, in the hybrid connection's own text.
+
+        azbridge knows no such text: without a host name, its forwards are local addresses and nothing else.
+        """
+        if self.hosts:
+            return not self.port
+        is_local = self.listen and all(at.kind == "unix" or (at.host != "auto" and at.port) for at in self.listen)
+        return self.profile is not Profile.AZBRIDGE or not is_local
+
 
 @dataclass(frozen=True, slots=True)
 class DnsSettings:

@@ -381,6 +381,15 @@ def test_where_a_local_forward_listens(binding, options, listen):
     assert [str(at) for at in forward.listen] == listen
 
 
+def test_a_local_address_is_no_name_of_the_endpoint():
+    """A forward without HostName is an address and nothing else: no name leads there, and the relay knows none."""
+    bindings = (LocalBinding("x", "127.0.9.1", 1), LocalBinding("y", socket="s"))
+    found = made(locals_=(LocalForward("a", bindings),)).connect.forwards
+    assert [(forward.hosts, forward.asks_relay) for forward in found] == [((), False)] * 2
+    [named] = made(locals_=(LocalForward("a", bindings[:1], hosts=("db.corp.example",)),)).connect.forwards
+    assert named.hosts == ("db.corp.example",)
+
+
 def test_one_port_name_at_several_addresses_is_one_forward_and_names_stay_unique():
     found = made(
         locals_=(
