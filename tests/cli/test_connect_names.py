@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import shutil
@@ -97,6 +98,41 @@ def test_print_apply_check_remove(invoke, config: list[str], hosts: Path):
     gone = invoke("connect", "hosts", "remove", "--file", str(hosts))
     assert gone.exit_code == 0
     assert hosts.read_text() == "127.0.0.1 localhost\n"
+
+
+def test_names_lead_where_the_forwards_listen(invoke, config: list[str], tmp_path: Path):
+    """The address that `listen` names, one for all ports of a name, and none where there are Unix sockets only."""
+    forward = (
+        '[[connect.forward]]\nname = "{}"\nrelay = "main"\npath = "p"\nkey_name = "send"\nkey = {{ env = "KEY" }}\n'
+    )
+    lines = [
+        'hosts = ["db.invalid"]\nport = 5432\nlisten = ["127.0.9.7:5432"]',
+        'hosts = ["file.invalid"]\nport = 5432\nlisten = ["unix:/x"]',
+        'hosts = ["box.invalid"]\nport = 22',
+        'hosts = ["box.invalid"]\nport = 80',
+        'hosts = ["gateway.invalid"]\nport = 80\nlisten = ["10.0.0.1:80"]',
+    ]
+    text = "\n".join(forward.format(f"f{number}") + line for number, line in enumerate(lines))
+    (tmp_path / "relaycore.toml").write_text(SETTINGS.format(directory=tmp_path).partition("[[")[0] + text)
+    done = invoke("connect", "hosts", "print", *config)
+    assert "gateway.invalid is left out" in done.stderr  # root would not take its line from us
+    printed = done.stdout.splitlines()[1:-1]
+    assert [line.split("\t")[1:] for line in printed] == [["db.invalid", "# f0"], ["box.invalid", "# f2"]]
+    assert printed[0].startswith("127.0.9.7\t")
+    box = printed[1].partition("\t")[0]
+    listed = json.loads(invoke("connect", "list", "--json", *config).stdout)
+    assert listed[2]["listen"] == [f"{box}:22"]
+    assert listed[3]["listen"][1:] == [f"{box}:80"]
+
+
+def test_hosts_check_is_content_with_two_ports_of_one_name(invoke, config: list[str], tmp_path: Path, hosts: Path):
+    text = SETTINGS.format(directory=tmp_path).replace("*.web.invalid", "sqldb")
+    (tmp_path / "relaycore.toml").write_text(text)
+    applied = invoke("connect", "hosts", "apply", "--file", str(hosts), *config)
+    assert applied.exit_code == 0
+    checked = invoke("connect", "hosts", "check", "sqldb", "--file", str(hosts), *config)
+    address = {name: address for _, address, name, _ in HostsFile(hosts).entries()}["sqldb"]
+    assert checked.stdout.count(f"expected {address}") == 2
 
 
 def test_apply_from_what_was_printed(invoke, config: list[str], hosts: Path):

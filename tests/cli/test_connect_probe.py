@@ -12,8 +12,8 @@ from relaycore.edge.diagnose.doctor import ExpectedName
 OWN = "127.77.1.1"
 
 
-def status(*listen: str, hosts: tuple[str, ...] = ("db.test",), port: int = 1433) -> ForwardStatus:
-    """A forward of a running forwarder."""
+def status(*listen: str, hosts: tuple[str, ...] = ("db.test",), port: int = 1433, address: str = OWN) -> ForwardStatus:
+    """A forward of a running forwarder; its names lead to `address`, or nowhere where that is empty."""
     counts = ["open", "dialling", "accepted", "refused", "lost", "left", "retries", "bytes_in", "bytes_out"]
     return ForwardStatus(
         name="orders",
@@ -21,6 +21,7 @@ def status(*listen: str, hosts: tuple[str, ...] = ("db.test",), port: int = 1433
         listen=listen,
         address=OWN,
         hosts=hosts,
+        names=dict.fromkeys(hosts if address else (), address),
         port=port,
         relay="relay.test",
         path="orders",
@@ -59,10 +60,26 @@ def test_a_name_has_to_lead_where_the_forward_listens(listen: tuple[str, ...], o
     assert judged(status(*listen)) == [ExpectedName("db.test", OWN, others)]
 
 
-@pytest.mark.parametrize("listen", [("127.0.0.1:1433",), ("unix:/run/x.sock",), ("[::1]:1433",)])
-def test_programs_that_are_told_an_address_need_no_name(listen: tuple[str, ...]):
-    [found] = judged(status(*listen))
-    assert found.other_way == f"programs reach it at {listen[0]}"
+def test_programs_that_are_told_an_address_need_no_name():
+    [found] = judged(status("127.0.9.7:1433", address="127.0.9.7"))
+    assert found == ExpectedName("db.test", "127.0.9.7", (), "programs reach it at 127.0.9.7:1433", (OWN,))
+
+
+@pytest.mark.parametrize("listen", ["unix:/run/x.sock", "[::1]:1433"])
+def test_a_name_that_can_lead_nowhere_is_not_expected_to(listen: str):
+    assert judged(status(listen, address="")) == []
+
+
+def test_a_shared_address_at_which_the_forward_does_not_listen_is_dead():
+    shared = "127.77.2.2"
+    [found] = judged(status(f"{OWN}:1433", address=shared))
+    assert (found.address, found.dead) == (shared, (shared,))
+    [found] = judged(status(f"{OWN}:1433", f"{shared}:1433", address=shared))
+    assert (found.others, found.dead) == ((OWN,), ())
+    [found] = judged(status(address=shared))
+    assert found.dead == ()  # that nothing is open is another finding
+    [found] = judged(status(f"{OWN}:1433", address=shared), proxy="127.0.0.1:1080")
+    assert found.dead == ()
 
 
 def test_with_a_proxy_port_no_name_is_needed():

@@ -161,7 +161,7 @@ class Beside:
         return found if found.listen is not None else None
 
     def _offered(self) -> list[str]:
-        return [f"{found.host}:{found.port}" for found in self._forwarder.redirections()]
+        return [str(target) for target in self._forwarder.targets()]
 
     @asynccontextmanager
     async def _open_proxy_port(self, settings: ProxyPortSettings) -> AsyncIterator[str]:

@@ -45,9 +45,17 @@ def command() -> None:
 @edge_options
 def print_command(config_files: tuple[Path, ...], overrides: tuple[str, ...]) -> None:
     """Print the block, for other means: relaycore connect hosts print | sudo relaycore connect hosts apply --from -"""
+    import ipaddress
+
     from ...edge.connect.hosts import block_lines
 
-    for line in block_lines(_names(config_files, overrides)):
+    names = _names(config_files, overrides)
+    own = [one for one in names if ipaddress.ip_address(one.address).is_loopback]
+    for one in names:
+        if one not in own:
+            text = f"{clean(one.host)} is left out: `--from` takes loopback addresses only, and it has {one.address}"
+            click.echo(f"relaycore: warning: {text}", err=True)
+    for line in block_lines(own):
         click.echo(line)
 
 

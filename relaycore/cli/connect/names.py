@@ -11,9 +11,11 @@ from .common import client_of, port_of, state_file
 
 if TYPE_CHECKING:
     from ...edge.config.load import Loaded
+    from ...edge.config.settings import ConnectSettings
+    from ...edge.connect.layout import Laid
     from ...edge.connect.status import Redirection
 
-__all__ = ["find_names", "names_of_settings", "only"]
+__all__ = ["find_names", "lay_out_settings", "names_of_settings", "only"]
 
 _PATIENCE_S = 5.0
 
@@ -49,17 +51,29 @@ async def find_names(loaded: Loaded) -> list[Redirection]:
 
 def names_of_settings(loaded: Loaded) -> tuple[list[Redirection], list[str]]:
     """What the settings say, and the forwards of which they say nothing."""
-    from ...edge.connect.loopback import LoopbackAddresses
     from ...edge.connect.status import Redirection
 
-    settings = loaded.settings.connect
-    addresses = LoopbackAddresses(settings.pool, state_file()).assign(one.name for one in settings.forwards)
+    forwards = loaded.settings.connect.forwards
+    laid = lay_out_settings(loaded.settings.connect)
     found = [
-        Redirection(one.name, host.lower().rstrip("."), addresses[one.name], port_of(one))
-        for one in settings.forwards
-        for host in one.hosts
+        Redirection(one.name, host, address, port_of(one))
+        for one in forwards
+        for host, address in laid[one.name][1].names.items()
     ]
-    return found, [one.name for one in settings.forwards if not one.hosts]
+    return found, [one.name for one in forwards if not one.hosts and one.asks_relay]
+
+
+def lay_out_settings(settings: ConnectSettings) -> dict[str, tuple[str, Laid]]:
+    """Each forward's own address, and where its names lead, as far as the settings say it. Reads a small local file."""
+    from ...edge.connect.layout import Place, lay_out
+    from ...edge.connect.loopback import LoopbackAddresses
+
+    given = LoopbackAddresses(settings.pool, state_file()).assign(one.name for one in settings.forwards)
+    laid = lay_out(
+        Place(one, [host.lower().rstrip(".") for host in one.hosts], one.port, given[one.name])
+        for one in settings.forwards
+    )
+    return {name: (given[name], found) for name, found in laid.items()}
 
 
 def only(names: Iterable[Redirection], wanted: Iterable[str]) -> list[Redirection]:

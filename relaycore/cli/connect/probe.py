@@ -78,25 +78,33 @@ def _names(settings: ConnectSettings, forward: Forward, here: ForwardStatus | No
     if here is None:
         return []
     at_any_port, at_its_port = _listening_hosts(here)
+    dead: set[str] = set()
     if os.environ.get("RELAYCORE_RUN"):
         way = "`relaycore run`, which has started this, leads names for what it starts"
     elif settings.proxy.listen is not None:
         way = _by_proxy(settings)
-    elif here.listen and here.address not in at_any_port:
-        way = f"programs reach it at {', '.join(here.listen)}"  # and at the name's address there would be nobody
     else:
-        way = ""
+        way = (
+            f"programs reach it at {', '.join(here.listen)}" if here.listen and here.address not in at_any_port else ""
+        )
+        if here.listen:  # else it is said already, and may be so for a moment only
+            dead = {here.address, *here.names.values()} - at_any_port
     own_way = f"so it stands in the hybrid connection's own text; programs reach it at {', '.join(here.listen)}"
-    others = tuple(sorted(at_its_port - {here.address}))
     return [
-        ExpectedName(host, here.address, others, way or (own_way if not forward.hosts and _is_nowhere(host) else ""))
-        for host in here.hosts
+        ExpectedName(
+            host,
+            address,
+            tuple(sorted(at_its_port - {address})),
+            way or (own_way if not forward.hosts and _is_nowhere(host) else ""),
+            tuple(sorted(dead)),
+        )
+        for host, address in here.names.items()
     ]
 
 
 def _listening_hosts(here: ForwardStatus) -> tuple[set[str], set[str]]:
     """Addresses at which a forward listens: at any port, and at the endpoint's."""
-    wider = {"0.0.0.0": {here.address, "127.0.0.1"}, "localhost": {"127.0.0.1", "::1"}}
+    wider = {"0.0.0.0": {here.address, "127.0.0.1", *here.names.values()}, "localhost": {"127.0.0.1", "::1"}}
     at_any_port: set[str] = set()
     at_its_port: set[str] = set()
     for shown in here.listen:

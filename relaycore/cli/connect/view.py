@@ -15,10 +15,12 @@ from ...errors import ConfigError
 from ..edge_options import edge_options, load_edge
 from ..hcm.words import clean, clip, columns, size, span, times
 from ..options import run
-from .common import client_of, port_of, state_file
+from .common import client_of, port_of
+from .names import lay_out_settings
 
 if TYPE_CHECKING:
     from ...edge.config.settings import Forward
+    from ...edge.connect.layout import Laid
     from ...edge.connect.status import ForwarderStatus
 
 __all__ = ["env_command", "events_command", "list_command", "status_command"]
@@ -33,11 +35,9 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="As JSON, fo
 @edge_options
 def list_command(config_files: tuple[Path, ...], overrides: tuple[str, ...], as_json: bool) -> None:
     """Show the forwards of the settings: name, addresses, names that lead there. Asks nobody."""
-    from ...edge.connect.loopback import LoopbackAddresses
-
     settings = load_edge(config_files, overrides).settings.connect
-    addresses = LoopbackAddresses(settings.pool, state_file()).assign(one.name for one in settings.forwards)
-    found = [_describe(one, addresses[one.name]) for one in settings.forwards]
+    laid = lay_out_settings(settings)
+    found = [_describe(one, *laid[one.name]) for one in settings.forwards]
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
@@ -69,13 +69,13 @@ class _Described(TypedDict):
     profile: str
 
 
-def _describe(forward: Forward, address: str) -> _Described:
-    from ...edge.config.settings import ListenAt
+def _describe(forward: Forward, address: str, laid: Laid) -> _Described:
+    from ...edge.connect.layout import DEFAULT_LISTEN
 
     port = port_of(forward)
     listen = []
-    for at in forward.listen or (ListenAt("tcp", "auto", 0),):
-        host = address if at.host == "auto" else f"[{at.host}]" if ":" in at.host else at.host
+    for at, own in [*((at, address) for at in forward.listen or DEFAULT_LISTEN), *laid.shared]:
+        host = own if at.host == "auto" else f"[{at.host}]" if ":" in at.host else at.host
         shown = f"{host}:{at.port or port or '(as the relay says)'}"
         listen.append(str(at) if at.kind == "unix" else f"udp:{shown}" if at.kind == "udp" else shown)
     return {

@@ -113,7 +113,9 @@ class Zone:
                 self._below.setdefault(name, found.address)
             else:
                 self._exact.setdefault(name, found.address)
-                self._names.setdefault(found.address, []).append(name)
+                names = self._names.setdefault(found.address, [])
+                if name not in names:  # as it is for each port that is another forward's
+                    names.append(name)
 
     def find(self, name: dns.name.Name) -> tuple[dns.name.Name, str] | None:
         """The address of a name, and the name that answers for it: exact, or the longest ``*.suffix`` above."""

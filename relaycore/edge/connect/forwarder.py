@@ -43,6 +43,7 @@ from ..config.settings import ConnectSettings, Forward, ListenAt, Profile, Targe
 from ..events import Event, EventLog, EventStream, log_detail
 from ..spent import Spent
 from .attempt import Opened, explain, open_connection
+from .layout import DEFAULT_LISTEN, Laid, Place, lay_out, matches
 from .listeners import (
     Inherited,
     ListenFailed,
@@ -84,6 +85,7 @@ class _Entry:
     address: str = ""
     hosts: tuple[str, ...] = ()
     port: int = 0
+    laid: Laid = field(default_factory=Laid)
     state: ForwardState = ForwardState.STARTING
     listeners: dict[_Key, _Listening] = field(default_factory=dict)
     failed: dict[_Key, str] = field(default_factory=dict)
@@ -114,18 +116,20 @@ class _Entry:
     @property
     def needs_text(self) -> bool:
         """Whether the relay has to be asked where this leads."""
-        return not self.forward.hosts or not self.forward.port
+        return self.forward.asks_relay
 
     def wanted(self) -> dict[_Key, ListenAt]:
         """Addresses to open that are known by now."""
         found: dict[_Key, ListenAt] = {}
-        for at in self.forward.listen or (ListenAt("tcp", "auto", 0),):
+        for at in self.forward.listen or DEFAULT_LISTEN:
             host = self.address if at.host == "auto" else at.host
             port = at.port or self.port
             if at.kind == "unix":
                 found[at.kind, f"{at.path},{at.owner},{at.group}", at.mode] = at
             elif port:
                 found[at.kind, host, port] = at
+        for at, address in self.laid.shared:
+            found[at.kind, address, at.port or self.port] = at
         return found
 
     @property
@@ -329,8 +333,20 @@ class Forwarder:
         removed = [name for name in self._entries if name not in given]
         for name in removed:
             self._retire(self._entries.pop(name))
+        # In the order of the settings, which decides whose address a name has.
+        self._entries = {name: self._entries[name] for name in names}
+        self._lay_out()
         self._settings = settings
         return Plan(tuple(added), tuple(removed), changed, tuple(unchanged))
+
+    def _lay_out(self, resolved: _Entry | None = None) -> None:
+        """Let names lead where they should by now, and listeners follow them; those of `resolved` do so anyway."""
+        places = [Place(one.forward, one.hosts, one.port, one.address) for one in self._entries.values()]
+        for name, laid in lay_out(places).items():
+            entry = self._entries[name]
+            if laid.shared != entry.laid.shared and entry is not resolved:
+                entry.has_changed.set()
+            entry.laid = laid
 
     def _retire(self, entry: _Entry) -> None:
         entry.scope.cancel()
@@ -359,16 +375,16 @@ class Forwarder:
         """Which forward a program means that dials ``host`` at ``port``; None: none of ours.
 
         A name has to be one of the forward's, in any case, with or without a dot at its end; exact names go before
-        ``*.suffix``. The forward's own address in the pool counts too.
+        ``*.suffix``. The forward's addresses in the pool count too.
         """
         host = host.lower().rstrip(".").strip("[]")
         found: Forward | None = None
         for entry in self._entries.values():
             if entry.dialled_port != port and not any(key[2] == port for key in entry.listeners if key[0] == "tcp"):
                 continue
-            if host == entry.address or host in entry.hosts:
+            if host == entry.address or host in entry.hosts or ("tcp", host, port) in entry.listeners:
                 return entry.forward
-            if found is None and any(_matches(pattern, host) for pattern in entry.hosts):
+            if found is None and any(matches(pattern, host) for pattern in entry.hosts):
                 found = entry.forward
         return found
 
@@ -380,11 +396,24 @@ class Forwarder:
     def redirections(self) -> tuple[Redirection, ...]:
         """Every name that should lead to a forward on this machine, and the address it should lead to.
 
-        None is of `dialled_hosts`.
+        Forwards that share a name share its address. None is of `dialled_hosts`, or of a forward that has nothing but
+        Unix sockets.
         """
         own_ways = self.dialled_hosts()
         return tuple(
-            Redirection(entry.forward.name, host, entry.address, entry.dialled_port)
+            Redirection(entry.forward.name, host, address, entry.dialled_port)
+            for entry in self._entries.values()
+            for host, address in entry.laid.names.items()
+            if host not in own_ways
+        )
+
+    def targets(self) -> tuple[Target, ...]:
+        """What `lookup` finds, for people: each name and port. With names that lead to no address here, but for
+        `dialled_hosts`.
+        """
+        own_ways = self.dialled_hosts()
+        return tuple(
+            Target(host, entry.dialled_port)
             for entry in self._entries.values()
             for host in entry.hosts
             if host not in own_ways
@@ -473,11 +502,11 @@ class Forwarder:
                 continue
             try:
                 if at.kind == "udp":
-                    self._serve_datagrams(entry, key, await self._open_datagrams(entry, at), nursery)
+                    self._serve_datagrams(entry, key, await self._open_datagrams(entry, at, key[1]), nursery)
                     entry.failed.pop(key, None)
                     continue
-                listener = self._inherited.take_address(at, address=entry.address, port=entry.port) or (
-                    await self._open_at(at, address=entry.address, port=entry.port)
+                listener = self._inherited.take_address(at, address=key[1], port=entry.port) or (
+                    await self._open_at(at, address=key[1], port=entry.port)
                 )
             except ListenFailed as error:
                 if entry.failed.get(key) != str(error):
@@ -487,13 +516,13 @@ class Forwarder:
                 entry.failed.pop(key, None)
                 self._serve(entry, key, listener, nursery)
 
-    async def _open_datagrams(self, entry: _Entry, at: ListenAt) -> LocalDatagrams:
+    async def _open_datagrams(self, entry: _Entry, at: ListenAt, address: str) -> LocalDatagrams:
         if entry.forward.profile is not Profile.AZBRIDGE:
             raise ListenFailed(
                 f'cannot listen on {at}: only the azbridge profile carries datagrams; set profile = "azbridge"',
                 is_port=False,
             )
-        return await self._open_datagrams_at(at, address=entry.address, port=entry.port)
+        return await self._open_datagrams_at(at, address=address, port=entry.port)
 
     def _serve(self, entry: _Entry, key: _Key, listener: LocalListener, nursery: trio.Nursery) -> None:
         listening = _Listening(listener, trio.CancelScope())
@@ -595,6 +624,7 @@ class Forwarder:
         entry.resolve(found.host, found.port)
         if (entry.hosts, entry.port) == before:
             return False
+        self._lay_out(entry)
         self._log.emit(entry.forward.name, "resolved", f"{', '.join(entry.hosts) or found} port {entry.port}")
         return True
 
@@ -823,10 +853,6 @@ def _differences(old: Forward, new: Forward) -> tuple[str, ...]:
     )
 
 
-def _matches(pattern: str, host: str) -> bool:
-    return pattern.startswith("*.") and host.endswith(pattern[1:])
-
-
 def _carried(sessions: Iterable[Session]) -> tuple[int, int]:
     """Bytes to the program and from it."""
     counts = [session.statistics() for session in sessions]
@@ -868,6 +894,7 @@ def _status(entry: _Entry) -> ForwardStatus:
         listen=tuple(listening.listener.shown for listening in entry.listeners.values()),
         address=entry.address,
         hosts=entry.hosts,
+        names=dict(entry.laid.names),
         port=entry.dialled_port,
         relay=entry.access.connection_string.base_url.partition("://")[2],
         path=entry.forward.path,

@@ -35,6 +35,7 @@ class ForwardStatus(msgspec.Struct, frozen=True):
       listen: addresses that are open.
       address: the forward's own address in the pool; ``""`` where it has none.
       hosts: names that lead here; from the hybrid connection's own text where the settings have none.
+      names: the addresses that they lead to; without those that no address of this forward could serve.
       port: the endpoint's port as programs dial it; 0 while it is not known.
       open: connections that are joined now; ``dialling`` ones are waiting for the relay.
       accepted: connections of local programs so far; ``refused`` could not be carried to a listener, ``lost`` broke
@@ -69,6 +70,7 @@ class ForwardStatus(msgspec.Struct, frozen=True):
     last_error_unix: float | None
     since_unix: float
     rendezvous: Spent = Spent()
+    names: dict[str, str] = {}
 
 
 class ForwarderStatus(msgspec.Struct, frozen=True):
@@ -85,7 +87,7 @@ class Redirection(msgspec.Struct, frozen=True):
     Attributes:
       forward: the forward's name.
       host: the name, in small letters; ``*.suffix`` stands for all names below.
-      address: IPv4, in the pool.
+      address: IPv4; in the pool, if the forward listens there.
       port: as programs dial it; 0 while it is not known.
     """
 

@@ -216,21 +216,24 @@ class ExpectedName:
 
     Attributes:
       name: a pattern such as ``*.corp.example`` is nothing that can be looked up.
-      address: the forward's own.
+      address: where the name should lead.
       others: more addresses at which it listens.
       other_way: how programs reach the forward that do not look the name up; ``""`` where none can.
+      dead: addresses to which its names lead or have led, and where the forward does not listen.
     """
 
     name: str
     address: str
     others: tuple[str, ...] = ()
     other_way: str = ""
+    dead: tuple[str, ...] = ()
 
 
 async def examine_names(names: Iterable[ExpectedName]) -> AsyncGenerator[Finding, None]:
     """Whether programs of this machine that look names up get addresses that lead to the relay.
 
-    A name that leads elsewhere is a failure where programs have nothing else to go by, else a warning.
+    A name that leads elsewhere is a failure where programs have nothing else to go by, else a warning. One that leads
+    to an address where the forward does not listen is a failure in any case: it is us who led it there.
     """
     for expected in names:
         if expected.name.startswith("*"):
@@ -250,6 +253,14 @@ async def examine_names(names: Iterable[ExpectedName]) -> AsyncGenerator[Finding
 
 def _judge_name(expected: ExpectedName, found: Sequence[str], said: str) -> Finding:
     name, ours = expected.name, {expected.address, *expected.others}
+    if dead := [address for address in found if address in expected.dead]:
+        remedy = (
+            "Run: relaycore connect hosts apply"
+            if expected.address not in dead
+            else "The reason is in: relaycore connect status"
+        )
+        text = f"{name} -> {', '.join(dead)}, where this forward does not listen"
+        return Finding("fail", "redirect", text, remedy, exit_code=_NOT_REDIRECTED)
     if found and ours.issuperset(found):
         return Finding("ok", "redirect", f"{name} -> {', '.join(found)}")
     if expected.address in found:

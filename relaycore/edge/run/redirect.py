@@ -52,7 +52,7 @@ class _Names:
     def learn(self, forwarder: Forwarder) -> None:
         # Our own thread asks here too, and *.suffix may cover the relay: it would connect to itself, again and again.
         self._relays = forwarder.dialled_hosts()
-        found = {one.host: one.address for one in forwarder.redirections()}
+        found = {one.host: one.address for one in reversed(forwarder.redirections())}  # the first counts
         # Each is replaced as a whole, so that a reader in another thread sees the old ones or the new ones.
         self._exact = {host: address for host, address in found.items() if not host.startswith("*.")}
         self._suffixes = {host[1:]: address for host, address in found.items() if host.startswith("*.")}

@@ -292,6 +292,69 @@ async def test_names_lead_to_forwards():
             ]
 
 
+async def shout(stream: trio.SocketStream) -> None:
+    """Send everything back in capitals."""
+    async for data in stream:
+        await stream.send_all(data.upper())
+
+
+async def test_ports_of_one_name_are_reached_at_its_one_address(tmp_path):
+    """App Service tells hybrid connections apart by host and port together. Without the other it is as it was."""
+    async with open_link() as link, open_server(echo) as endpoint, open_server(shout) as other:
+        await link.publish("ssh", endpoint)
+        await link.publish("web", other)
+        ssh = link.forward("ssh", hosts=("box.test",))
+        web = link.forward("web", hosts=("Box.test.",), port=PORT + 1)
+        async with running(web) as forwarder:
+            own = address_of(forwarder, "web")
+        async with running(ssh, web) as forwarder:
+            [(address, _), (again, _)] = [(one.address, one.port) for one in forwarder.redirections()]
+            assert address == again == address_of(forwarder, "ssh")[0]
+            for port, answer in ((PORT, b"hello"), (PORT + 1, b"HELLO")):
+                async with await trio.open_tcp_stream(address, port) as program:
+                    await program.send_all(b"hello")
+                    assert await program.receive_some() == answer
+            assert (forwarder.lookup(address, PORT), forwarder.lookup(address, PORT + 1)) == (ssh, web)
+            assert [set(one.names.values()) for one in forwarder.status().forwards] == [{address}] * 2
+            assert address_of(forwarder, "web") == own
+            # Whoever has its own port and name is left where he is.
+            events = forwarder.events()
+            forwarder.reload(ConnectSettings(forwards=(web,)))
+            await next_event(events, "removed")
+            assert [one.address for one in forwarder.redirections()] == [own[0]]
+            await trio.testing.wait_all_tasks_blocked()
+            assert forwarder.status().forwards[0].listen == (f"{own[0]}:{own[1]}",)
+            forwarder.reload(ConnectSettings(forwards=(ssh, web)))
+            assert [one.address for one in forwarder.redirections()] == [address] * 2
+            async for event in events:
+                if event.kind == "listening" and event.text == f"on {address}:{PORT + 1}":
+                    break
+
+
+async def test_a_name_of_the_relays_own_text_shares_its_address(tmp_path):
+    async with open_link() as link, open_server(echo) as endpoint:
+        await link.publish("ssh", endpoint)
+        text = f'[{{"key":"endpoint","value":"box.test:{PORT + 1}"}}]'
+        await link.relay.create_entity("web", user_metadata=text)
+        ssh = link.forward("ssh", hosts=("box.test",))
+        web = link.forward("web", hosts=(), port=0)
+        async with running(web, ssh) as forwarder:
+            [address] = {one.address for one in forwarder.redirections()}
+            listening = {shown for one in forwarder.status().forwards for shown in one.listen}
+            assert {f"{address}:{PORT}", f"{address}:{PORT + 1}"} <= listening
+
+
+async def test_names_lead_where_the_settings_listen(tmp_path):
+    """And nowhere, where that is a Unix socket; the proxy port knows the name all the same."""
+    async with open_link() as link:
+        fixed = link.forward("fixed", listen=(ListenAt("tcp", "127.0.9.7", PORT),))
+        unix = link.forward("unix", listen=(ListenAt("unix", path=str(tmp_path / "s")),))
+        async with running(fixed, unix) as forwarder:
+            assert [(one.host, one.address) for one in forwarder.redirections()] == [("fixed.test", "127.0.9.7")]
+            assert [str(target) for target in forwarder.targets()] == [f"fixed.test:{PORT}", f"unix.test:{PORT}"]
+            assert forwarder.lookup("unix.test", PORT) == unix
+
+
 async def test_a_reload_touches_only_what_has_changed():
     """manager 8.4: parse, diff, apply; unchanged forwards are not touched, removed ones drain."""
     async with open_link() as link, open_server(echo) as endpoint:

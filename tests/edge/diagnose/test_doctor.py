@@ -193,6 +193,19 @@ async def test_a_name_that_programs_do_without_is_a_warning():
     assert not any(finding.exit_code for finding in findings)
 
 
+async def test_a_name_that_leads_where_its_forward_does_not_listen_is_a_failure():
+    """manager 8.11: exit code 8, also where programs could do without the name: it is us who led it astray."""
+    trio.socket.set_custom_hostname_resolver(Names())
+    dead = ("127.77.1.1",)
+    stale = ExpectedName("good.test", "127.0.9.7", other_way="programs reach it at 127.0.9.7:1433", dead=dead)
+    closed = ExpectedName("good.test", "127.77.1.1", ("127.77.2.2",), dead=dead)
+    fine = ExpectedName("other.test", "10.0.0.1", dead=dead)
+    findings = await collect(examine_names([stale, closed, fine]))
+    assert [(finding.level, finding.exit_code) for finding in findings] == [("fail", 8), ("fail", 8), ("ok", 0)]
+    assert findings[0].text == "good.test -> 127.77.1.1, where this forward does not listen"
+    assert ["hosts apply" in finding.remedy for finding in findings] == [True, False, False]
+
+
 async def test_a_name_may_lead_to_any_address_of_its_forward():
     trio.socket.set_custom_hostname_resolver(Names())
     expected = [ExpectedName(host, "127.77.1.1", ("10.0.0.1",)) for host in ("other.test", "both.test")]
