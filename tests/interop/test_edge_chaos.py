@@ -370,8 +370,8 @@ async def test_a_manager_withdraws_unless_it_is_the_last(folder: Path):
                 await load.more(30)
                 assert {one.by for one in load.since(moment)} == {"B"}
             # A refusal sends the sender to the other listener, so that nobody sees one; a program that A served while
-            # its server went sees a broken connection, as it would without a relay.
-            assert all(one.by == "A" and one.began < moment for one in load.failures)
+            # its server went sees a broken connection, as it would without a relay, and perhaps before its first byte.
+            assert all(one.by in ("A", "") and one.began < moment for one in load.failures)
 
             b.down()
             status = await second.wait("orders", bound, status="Degraded", endpoint_leg="Down")
