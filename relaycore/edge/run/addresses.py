@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from ..config.settings import ConnectSettings, Forward, ListenAt
+from ..connect.layout import Place, lay_out
 from ..connect.loopback import LoopbackAddresses, parse_pool
 from .modes import RunMode
 
@@ -26,7 +27,10 @@ def for_run(settings: ConnectSettings, mode: RunMode) -> ConnectSettings:
 
 
 def _at_own_address(forward: Forward, mode: RunMode) -> Forward:
-    own = tuple(at for at in forward.listen if at.host == "auto") or (ListenAt("tcp", "auto"),)
+    chosen = tuple(at for at in forward.listen if at.host == "auto")
+    # The names are announced with the endpoint's port, so that is opened besides any other.
+    at_its_port = [ListenAt(at.kind, "auto") for at in chosen] or [ListenAt("tcp", "auto")]
+    own = tuple(dict.fromkeys((*at_its_port, *chosen)))
     fixed: tuple[ListenAt, ...] = ()
     if mode is RunMode.ISOLATED:
         fixed = tuple(at for at in forward.listen if at.host != "auto" and at.kind != "unix")
@@ -48,7 +52,14 @@ def _free_subnet(pool: str, forwards: Sequence[Forward], rng: random.Random | No
         base = int(network.network_address) + (rng.randrange(count) << (32 - prefix))
         chosen = ipaddress.IPv4Network((base, prefix))
         given = LoopbackAddresses(str(chosen), None).assign(forward.name for forward in forwards)
-        wanted = [(given[one.name], at.port or one.port) for one in forwards for at in one.listen if at.kind == "tcp"]
+        places = [Place(one, one.hosts, one.port, given[one.name]) for one in forwards]
+        laid = lay_out(places)
+        wanted = [
+            (address, at.port or place.port)
+            for place in places
+            for at, address in [*((at, place.address) for at, _ in place.ports()), *laid[place.forward.name].shared]
+            if at.kind == "tcp"
+        ]
         if all(_is_free(address, port) for address, port in wanted if port):
             break
     return str(chosen)

@@ -20,13 +20,14 @@ import os
 import select
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Final, Literal
 
+import msgspec
 import trio
 
 from ...errors import ConfigError
@@ -35,7 +36,7 @@ from ..config.settings import ConnectSettings, ListenAt, ProxyPortSettings
 from ..connect.forwarder import Forwarder, open_connect
 from ..connect.listeners import ListenFailed, LocalDatagrams, LocalListener, open_datagrams, open_local
 from ..connect.proxy_port import serve_proxy_port
-from ..connect.status import ForwardState, Redirection
+from ..connect.status import ForwardState, ForwardStatus, Redirection
 from ..events import Event
 from .addresses import for_run
 from .environment import proxy_variables
@@ -297,7 +298,7 @@ class _Run:
             settings,
             forwarder.lookup,
             forwarder.join,
-            offered=lambda: [f"{name.host}:{name.port}" for name in forwarder.redirections()],
+            offered=lambda: [str(target) for target in forwarder.targets()],
             open_at=open_for_own_user,
         )
         listener = await nursery.start(serve)
@@ -310,7 +311,10 @@ class _Run:
     async def _attend(self, entrance: Entrance, forwarder: Forwarder, variables: Mapping[str, str]) -> int:
         with trio.open_signal_receiver(*_PASSED_ON) as signals:
             troubles = (*self._troubles, *_troubles(forwarder))
-            self.tell(Beginning(self.mode, forwarder.redirections(), self.passed_over, troubles))
+            names = forwarder.redirections()
+            if self.mode is not RunMode.ENV:
+                names = tuple(_as_opened(names, forwarder.status().forwards))
+            self.tell(Beginning(self.mode, names, self.passed_over, troubles))
             await entrance.execute(variables)
             self.setup.is_over = True
             async with trio.open_nursery() as nursery:
@@ -403,7 +407,21 @@ def _write_hosts(forwarder: Forwarder, file: Path) -> None:
 
 
 def _addresses(forwarder: Forwarder) -> dict[str, str]:
-    return {one.host: one.address for one in forwarder.redirections() if not one.host.startswith("*.")}
+    found: dict[str, str] = {}
+    for one in forwarder.redirections():
+        if not one.host.startswith("*."):
+            found.setdefault(one.host, one.address)
+    return found
+
+
+def _as_opened(names: Iterable[Redirection], forwards: Iterable[ForwardStatus]) -> Iterator[Redirection]:
+    """Each name with the endpoint's port; where that could not be opened, with those that were."""
+    opened = {forward.name: forward.listen for forward in forwards}
+    for name in names:
+        shown = [at.removeprefix("udp:").rpartition(":") for at in opened[name.forward]]
+        ports = [int(port) for host, _, port in shown if host == name.address]
+        for port in ports if ports and name.port not in ports else (name.port,):
+            yield msgspec.structs.replace(name, port=port)
 
 
 def _write_in_place(file: Path, text: str) -> None:
