@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -198,6 +198,33 @@ async def test_open_tells_that_the_endpoint_is_down(tmp_path):
         code, _, err = await connect(bench, "open", "orders")
         assert code == 7
         assert "502 sqldb.corp.test (10.2.0.8) port 1433: ECONNREFUSED" in err
+
+
+@pytest.mark.parametrize("is_running", [True, False])
+async def test_a_host_that_only_the_relay_knows_is_found(tmp_path, is_running):
+    """manager 8.6: hosts and port default to the hybrid connection's own text, for `open` and `test` as for `run`."""
+    async with open_bench(tmp_path) as bench, AsyncExitStack() as stack:
+        text = json.dumps([{"key": "endpoint", "value": f"sqldb.corp.test:{PORT}"}])
+        await bench.relay.store.update_entity(bench.relay.server.namespace.name, "sql", user_metadata=text)
+        await bench.publish(echo)
+        silent = "\n".join(
+            line for line in bench.forward("orders").splitlines() if not line.startswith(("hosts", "port"))
+        )
+        bench.write(silent)
+        if is_running:
+            program = await stack.enter_async_context(run_program("connect", "run", "--config", str(bench.config)))
+            await program.wait_err("1 of 1 forward is listening")
+        code, out, err = await connect(bench, "open", "SQLdb.corp.test", str(PORT), data=b"hello")
+        assert (code, out, err) == (0, b"hello", "")
+        code, _, err = await connect(bench, "open", "sqldb.corp.test", "1", data=b"hello")
+        assert (code, "leads there at port 1; there are: orders" in err) == (3, True)
+        code, out, err = await connect(bench, "test", "sqldb.corp.test")
+        assert "listener" in out.decode(), (out, err)
+        assert code in (0, 8)  # whether the name leads here is another matter
+
+    code, _, err = await connect(bench, "open", "sqldb.corp.test", str(PORT))  # the relay has gone
+    assert code == 3
+    assert "where others lead is not known: orders: " in err
 
 
 # run and its looks ---------------------------------------------------------------------------------------------------

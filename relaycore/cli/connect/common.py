@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,12 +17,19 @@ if TYPE_CHECKING:
     from ...edge.config.settings import ConnectSettings, Forward
     from ...edge.control.client import ControlClient
 
-__all__ = ["START", "NotCarried", "client_of", "find_forward", "port_of", "state_file"]
+__all__ = ["START", "NotCarried", "client_of", "find_forward", "look_up", "port_of", "state_file"]
 
 START: Final = "relaycore connect run"
 
+_PATIENCE_S: Final = 5.0
+"""For the running forwarder's answer."""
+
 _SERVICE_SOCKET: Final = Path("/run/relaycore-connect/connect.sock")
 """Where the system's service has its socket, whoever asks."""
+
+
+class NotFound(ConfigError):
+    """Nothing in the settings is called so, or says that it leads there."""
 
 
 class NotCarried(RelayError):
@@ -39,7 +47,8 @@ def find_forward(settings: ConnectSettings, name: str, port: int | None = None) 
     """The forward of that name, or else the one that the host ``name`` at ``port`` leads to.
 
     Raises:
-      ConfigError: there is none, or a host without a port leads to several.
+      ConfigError: a host without a port leads to several.
+      NotFound: there is none; the relay may know better.
     """
     for forward in settings.forwards:
         if forward.name == name:
@@ -59,7 +68,96 @@ def find_forward(settings: ConnectSettings, name: str, port: int | None = None) 
         f"there are: {_names(settings.forwards)}" if settings.forwards else "there are none; `relaycore connect add`"
     )
     where = "" if port is None else f" at port {port}"
-    raise ConfigError(f"no forward is called {name!r}, or leads there{where}; {known}")
+    raise NotFound(f"no forward is called {name!r}, or leads there{where}; {known}")
+
+
+async def look_up(loaded: Loaded, name: str, port: int | None = None) -> Forward:
+    """As `find_forward`; where the settings say nothing, the hybrid connections' own texts count: as the running
+    forwarder knows them, or else as the relay has them. A checkpoint.
+
+    Returns: the forward as in the settings, with the port of such a text if they have none.
+
+    Raises:
+      ConfigError: as `find_forward`. If a text could not be read, with the reason.
+    """
+    settings = loaded.settings.connect
+    try:
+        return find_forward(settings, name, port)
+    except NotFound as error:
+        silent = [forward for forward in settings.forwards if not forward.hosts and forward.asks_relay]
+        if not silent:
+            raise
+        told = await _ask_running(loaded, silent)
+        if (found := _pick(told, name, port)) is not None:
+            return found
+        read, failures = await _ask_relay(silent)
+        if (found := _pick(read, name, port)) is not None:
+            return found
+        if failures:
+            raise NotFound(f"{error}; where others lead is not known: {'; '.join(failures)}") from None
+        raise
+
+
+def _pick(forwards: Sequence[Forward], name: str, port: int | None) -> Forward | None:
+    from ...edge.config.settings import ConnectSettings
+
+    try:
+        found = find_forward(ConnectSettings(forwards=tuple(forwards)), name, port)
+    except NotFound:
+        return None
+    return dataclasses.replace(found, hosts=())
+
+
+async def _ask_running(loaded: Loaded, silent: Sequence[Forward]) -> list[Forward]:
+    """Forwards with the names that the running forwarder has for them; none where it does not answer."""
+    import msgspec
+    import trio
+
+    from ...edge.connect.status import Redirection
+
+    names: list[Redirection] = []
+    with trio.move_on_after(_PATIENCE_S):
+        try:
+            names = msgspec.convert(await client_of(loaded).call("names"), list[Redirection])
+        except RelayError:
+            return []
+    by_name = {forward.name: forward for forward in silent}
+    return [_leading(by_name[one.forward], one.host, one.port) for one in names if one.forward in by_name and one.port]
+
+
+async def _ask_relay(silent: Sequence[Forward]) -> tuple[list[Forward], list[str]]:
+    """Forwards with what the relay has about them, and why there is nothing about others."""
+    import trio
+
+    from ...edge.access import RelayAccess
+    from ...edge.config.settings import Target
+    from ...edge.connect.attempt import explain
+    from ...edge.connect.endpoint_text import find_target
+
+    found: list[Forward] = []
+    failures: list[str] = []
+
+    async def read(forward: Forward) -> None:
+        try:
+            access = RelayAccess.of(forward)
+        except RelayError as error:
+            failures.append(f"{forward.name}: {error}")
+            return
+        answer = await find_target(access, forward.path)
+        if isinstance(answer, Target):
+            found.append(_leading(forward, answer.host, answer.port))
+        else:
+            why = str(answer) if isinstance(answer, ConfigError) else explain(answer, access, forward)
+            failures.append(f"{forward.name}: {why}")
+
+    async with trio.open_nursery() as nursery:
+        for forward in silent:
+            nursery.start_soon(read, forward)
+    return found, failures
+
+
+def _leading(forward: Forward, host: str, port: int) -> Forward:
+    return dataclasses.replace(forward, hosts=(host.lower().rstrip("."),), port=forward.port or port)
 
 
 def _matches(pattern: str, host: str) -> bool:

@@ -11,7 +11,7 @@ from ..copying import copy_standard_streams
 from ..edge_options import edge_options, load_edge
 from ..options import Form, run, verbose_option
 from ..stdio import StandardInput, StandardOutput
-from .common import NotCarried, find_forward, port_of
+from .common import NotCarried, look_up, port_of
 
 __all__ = ["command"]
 
@@ -25,18 +25,17 @@ def command(name: str, port: int | None, config_files: tuple[Path, ...], overrid
     """Join standard input and output to the endpoint of NAME: a forward, or a host that leads to one, with its PORT.
 
     In ~/.ssh/config: ProxyCommand relaycore connect open %h %p. The end of standard input ends only that direction;
-    the command leaves when the other side has ended too. No running `relaycore connect` is needed.
+    the command leaves when the other side has ended too. No running `relaycore connect` is needed; hosts that only a
+    hybrid connection's own text names are asked of it, or else of the relay.
     """
     loaded = load_edge(config_files, overrides, is_quiet=True)
-    forward = find_forward(loaded.settings.connect, name, port)
-
     from ...edge.access import RelayAccess
     from ...edge.connect.attempt import open_connection
     from ...errors import RelayError
 
-    access = RelayAccess.of(forward)
-
     async def act() -> None:
+        forward = await look_up(loaded, name, port)
+        access = RelayAccess.of(forward)
         source, sink = StandardInput(), StandardOutput()
         try:
             opened = await open_connection(access, forward, port=port_of(forward) or port or 0)

@@ -20,7 +20,7 @@ from ..exits import ExitCode
 from ..hcm.words import times as plural
 from ..options import run
 from ..report import Printer, known_secrets, write_private
-from .common import NotCarried, client_of, find_forward, port_of
+from .common import NotCarried, client_of, look_up, port_of
 from .view import status_lines
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def test_command(
     addresses that the settings name.
     """
     loaded = load_edge(config_files, overrides, is_quiet=True)
-    forward = find_forward(loaded.settings.connect, name)
+    forward = run(look_up, loaded, name)
     printer = Printer()
     run(_test, printer, loaded, forward, count, send_bytes)
     return printer.exit_code
@@ -214,7 +214,7 @@ def doctor_command(
     and what a firewall has to let out. The exit code is that of the first failure; see `relaycore connect test`.
     """
     loaded = load_edge(config_files, overrides)
-    forwards = [find_forward(loaded.settings.connect, name)] if name else list(loaded.settings.connect.forwards)
+    forwards = [run(look_up, loaded, name)] if name else list(loaded.settings.connect.forwards)
     if not forwards:
         raise ConfigError("there are no forwards; add one with: relaycore connect add")
     printer = Printer()

@@ -43,6 +43,7 @@ from ..config.settings import ConnectSettings, Forward, ListenAt, Profile, Targe
 from ..events import Event, EventLog, EventStream, log_detail
 from ..spent import Spent
 from .attempt import Opened, explain, open_connection
+from .endpoint_text import find_target
 from .layout import DEFAULT_LISTEN, Laid, Place, lay_out, matches
 from .listeners import (
     Inherited,
@@ -68,8 +69,6 @@ _LISTEN_AGAIN_S: Final = (2.0, 5.0, 15.0, 60.0)
 
 _READ_AGAIN_S: Final = 60.0
 """Between two looks at a hybrid connection's own text (connection manager 6, row 8)."""
-
-_READ_TIMEOUT: Final = 20.0
 
 _LOOK_AT_PROGRAM_S: Final = 0.5
 """Between two looks at a program that waits for its connection: whether it has gone meanwhile."""
@@ -608,7 +607,7 @@ class Forwarder:
         found: Target | Exception | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_cancel_after, has_changed, nursery.cancel_scope)
-            found = await _find_target(entry.access, entry.forward.path)
+            found = await find_target(entry.access, entry.forward.path)
             nursery.cancel_scope.cancel()
         if found is None or has_changed.is_set():
             return None
@@ -859,18 +858,6 @@ def _carried(sessions: Iterable[Session]) -> tuple[int, int]:
     return sum(count.to_sender.payload_bytes for count in counts), sum(
         count.to_listener.payload_bytes for count in counts
     )
-
-
-async def _find_target(access: RelayAccess, path: str) -> Target | RelayError | OSError | trio.TooSlowError:
-    """Read where a hybrid connection leads, as its own text says, or return why that cannot be known."""
-    from ..hcm.metadata import parse_endpoint_metadata
-
-    try:
-        with trio.fail_after(_READ_TIMEOUT):
-            found = await access.management().get_entity(path)
-        return parse_endpoint_metadata(found.user_metadata or "")
-    except (RelayError, OSError, trio.TooSlowError) as error:
-        return error
 
 
 async def _cancel_after(event: trio.Event, scope: trio.CancelScope) -> None:
