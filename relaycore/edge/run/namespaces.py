@@ -65,6 +65,7 @@ class Entrance:
         self._control = control
         self._requests = trio.SocketStream(control)
         self._turn = trio.Lock()  # each forward asks for its own addresses
+        self._is_program = False
 
     async def enter(self, *, with_network: bool, over: Mapping[Path, Path]) -> bool:
         """Make its namespaces: a view of the file system of its own, and with `with_network` a network of its own.
@@ -95,7 +96,7 @@ class Entrance:
         Returns: the socket, listening if it is TCP; the caller owns it.
 
         Raises:
-          OSError: it cannot be bound, or no descriptor is left for it.
+          OSError: it cannot be bound, no descriptor is left for it, or the process is the program already.
         """
         answer, fds = await self._ask({"do": "listen", "kind": kind, "host": host, "port": port})
         if answer["ok"] and not fds:  # the kernel drops what finds no place here
@@ -122,7 +123,10 @@ class Entrance:
         if answer:
             return json.loads(answer), fds
         if request["do"] == "execute":
+            self._is_program = True
             return {"ok": True}, fds
+        if self._is_program:
+            raise OSError(errno.EPIPE, "the program has begun, and from then on nothing can be opened in its network")
         code = await self.process.wait()
         raise NoNamespaces(f"the process that makes them ended with {code}", errno.ECHILD)
 

@@ -144,6 +144,15 @@ async def test_several_may_ask_at_one_time():
         one.close()
 
 
+async def test_who_asks_after_the_program_has_begun_is_told_so_at_once():
+    """A forward whose port the relay says late must not wait for the program's end."""
+    async with entrance_of("sleep", "600") as entrance:
+        await entrance.enter(with_network=True, over={})
+        await entrance.execute({})
+        with pytest.raises(OSError, match="the program has begun"):
+            await entrance.listen("tcp", "127.77.0.1", 80)
+
+
 async def test_a_socket_that_finds_no_descriptor_here_is_an_error_that_names_the_limit():
     async with entrance_of("true") as entrance:
         await entrance.enter(with_network=True, over={})
