@@ -445,3 +445,29 @@ key = {{ env = "KEY" }}
             assert "sqldb.corp.invalid -> NOT redirected" in out.decode()
             program.signal(signal.SIGTERM)
             assert await program.exit_code() == 0
+
+
+# imported ------------------------------------------------------------------------------------------------------------
+
+
+def test_azbridge_forwards_lead_their_names_to_their_own_addresses(invoke, tmp_path: Path, hosts: Path, monkeypatch):
+    """BindAddress is where they listen, HostName what leads there, and without one nothing does."""
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "state"))
+    az, config = tmp_path / "az.yml", ["--config", str(tmp_path / "relaycore.toml")]
+    (tmp_path / "relaycore.toml").touch()
+    az.write_text(
+        "AzureRelayEndpoint: sb://relay.example/\nAzureRelaySharedAccessKeyName: send\n"
+        "AzureRelaySharedAccessKey: c2VjcmV0\nLocalForward:\n"
+        "- RelayName: db\n  BindAddress: 127.0.9.1\n  BindPort: 5432\n  PortName: pg\n  HostName: db.invalid\n"
+        "- RelayName: plain\n  BindAddress: 127.0.9.1\n  BindPort: 5433\n  PortName: pg\n"
+    )
+    done = invoke("connect", "import", str(az), *config)
+    assert "db:pg: db.invalid port 5432 -> db\nplain:pg: no name, port 5433 -> plain" in done.stdout
+    checked = invoke("connect", "config", "check", *config)
+    assert (checked.exit_code, checked.stderr) == (0, "")
+    applied = invoke("connect", "hosts", "apply", "--file", str(hosts), *config)
+    assert applied.stdout.splitlines()[0] == "+ db.invalid -> 127.0.9.1"
+    assert "only the relay knows" not in applied.stderr
+    assert "plain" not in hosts.read_text()
+    listed = invoke("connect", "list", *config).stdout.splitlines()[2]
+    assert listed.split()[:3] == ["plain:pg", "127.0.9.1:5433", "-"]

@@ -247,7 +247,7 @@ def import_command(
     if not forwards:
         raise ConfigError("there is no forward in it", source=str(file))
     for forward in forwards:
-        where = ", ".join(forward.hosts) or "the host in its metadata"
+        where = ", ".join(forward.hosts) or ("the host in its metadata" if forward.asks_relay else "no name,")
         port = f" port {forward.port}" if forward.port else ""
         click.echo(f"{forward.name}: {where}{port} -> {forward.path}")
     if not dry_run:

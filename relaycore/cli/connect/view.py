@@ -45,11 +45,11 @@ def list_command(config_files: tuple[Path, ...], overrides: tuple[str, ...], as_
         click.echo("no forwards yet; add one with: relaycore connect add")
         return
     rows: list[tuple[str, ...]] = [("NAME", "LISTEN", "HOSTS", "RELAY", "PATH", "PROFILE")]
-    for entry in found:
+    for one, entry in zip(settings.forwards, found, strict=True):
         texts = (
             entry["name"],
             ", ".join(entry["listen"]),
-            ", ".join(entry["hosts"]) or "(as the relay says)",
+            ", ".join(entry["hosts"]) or ("(as the relay says)" if one.asks_relay else "-"),
             entry["relay"],
             entry["path"],
             entry["profile"],

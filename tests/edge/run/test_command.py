@@ -308,3 +308,19 @@ async def read_until(terminal: int, what: bytes) -> bytes:
         await trio.lowlevel.wait_readable(terminal)
         shown += os.read(terminal, 4096)
     return shown
+
+
+@needs_namespaces
+@pytest.mark.parametrize(("mode", "port"), [("hosts", 10_443), ("isolated", 443)])
+async def test_the_name_is_shown_with_a_port_that_answers(mode: str, port: int):
+    """Without a privilege a low port can be opened in a network of one's own only."""
+    async with open_run_world() as world:
+        words = world.command("--mode", mode, "curl", "-sS", "-m", "10", f"http://{NAME}:{port}/", port=443)
+        with world.config(port=443).open("a") as file:
+            file.write('listen = ["auto:10443"]\n')
+        ran = await trio.run_process(
+            words, capture_stdout=True, capture_stderr=True, check=False, cwd=world.directory, env=world.environ
+        )
+    assert (ran.returncode, ran.stdout.decode()) == (0, ANSWER)
+    assert f"{NAME}:{port}" in ran.stderr.decode()
+    assert ("Permission denied" in ran.stderr.decode()) is (mode == "hosts")
