@@ -74,6 +74,7 @@ class Entity:
     Attributes:
       rules: with keys for a caller with Manage, empty for others.
       etag: names this state, for :meth:`ManagementClient.update_entity`; ``""`` when it came out of a list.
+      server: what the relay calls itself, such as ``relaycore/0.1.0``; ``""`` when it does not, and out of a list.
     """
 
     path: str
@@ -84,6 +85,7 @@ class Entity:
     updated_at: datetime | None
     rules: tuple[Rule, ...] = ()
     etag: str = ""
+    server: str = ""
 
     def find_rule(self, name: str) -> Rule | None:
         """The rule of that name, without regard to case."""
@@ -352,6 +354,7 @@ def _read_entity(entry: ElementTree.Element, head: ResponseHead | None = None) -
         updated_at=_read_time(_text(description, "UpdatedAt", "")),
         rules=tuple(_read_rule(rule) for rule in rules),
         etag=(head.headers.get("ETag") or "") if head is not None else "",
+        server=(head.headers.get("Server") or "") if head is not None else "",
     )
 
 

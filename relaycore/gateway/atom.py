@@ -32,6 +32,8 @@ from urllib.parse import parse_qsl, quote
 
 import trio
 
+import relaycore
+
 from ..broker.auth import Grant
 from ..broker.model import HybridConnection, Namespace, RuleDefinition, endpoint_not_found, validate_rights
 from ..errors import AuthorizationFailed, Refused, RemoteProtocolError
@@ -58,6 +60,10 @@ __all__ = ["AtomContext", "AtomRequest", "AtomResponse", "handle", "is_managemen
 
 DEFAULT_PAGE_ENTRIES: Final = 100
 """Entries of a feed when ``$top`` does not say (management contract 7)."""
+
+SERVER: Final = f"relaycore/{relaycore.__version__}"
+"""``Server`` for those who may ask; a refusal does not say what runs here. Neither contract asks for the header or
+forbids it, and the clients of this surface do not read it."""
 
 _ENTRIES_PER_TURN: Final = 100
 """Entries built between two checkpoints: about 2 ms, so that a feed of 10 000 does not hold the other connections."""
@@ -317,7 +323,7 @@ async def _delete(request: AtomRequest, target: _Target, context: AtomContext) -
         _check_match(if_match, entity)
     if entity is None or not await context.store.delete_entity(context.namespace.name, entity.path):
         raise endpoint_not_found(target.path)
-    return AtomResponse(HTTPStatus.OK, HTTPStatus.OK.phrase, [], b"", grant=grant)
+    return AtomResponse(HTTPStatus.OK, HTTPStatus.OK.phrase, [("Server", SERVER)], b"", grant=grant)
 
 
 async def _list_resources(request: AtomRequest, target: _Target, context: AtomContext) -> AtomResponse:
@@ -402,14 +408,19 @@ def _entry(
     status: HTTPStatus, entity: HybridConnection, target: _Target, context: AtomContext, grant: Grant
 ) -> AtomResponse:
     text = _build_entry(entity, _url(context, entity.path, target.api_version), context, grant)
-    headers = [("Content-Type", ENTRY_MEDIA_TYPE), ("ETag", _etag(entity)), ("Cache-Control", "no-store")]
+    headers = [
+        ("Content-Type", ENTRY_MEDIA_TYPE),
+        ("ETag", _etag(entity)),
+        ("Cache-Control", "no-store"),
+        ("Server", SERVER),
+    ]
     return AtomResponse(status, status.phrase, headers, text.encode(), grant=grant)
 
 
 def _feed(title: str, entries: list[str], target: _Target, context: AtomContext, grant: Grant) -> AtomResponse:
     now = datetime.fromtimestamp(context.now_unix(), UTC)
     text = build_feed(title, entries, url=_url(context, target.path, target.api_version), updated=now)
-    headers = [("Content-Type", FEED_MEDIA_TYPE), ("Cache-Control", "no-store")]
+    headers = [("Content-Type", FEED_MEDIA_TYPE), ("Cache-Control", "no-store"), ("Server", SERVER)]
     return AtomResponse(HTTPStatus.OK, HTTPStatus.OK.phrase, headers, text.encode(), grant=grant)
 
 

@@ -10,6 +10,7 @@ import pytest
 import trio
 import trustme
 
+import relaycore
 from relaycore.client.management import Entity, ManagementClient, Rule, new_key
 from relaycore.config import TlsConfig
 from relaycore.errors import (
@@ -46,6 +47,7 @@ async def test_life_of_a_hybrid_connection():
         found = await client.get_entity("dept/SITE.42")
         assert found == made
         assert found.etag
+        assert found.server == f"relaycore/{relaycore.__version__}"
         assert [entity.path for entity in await client.list_entities()] == ["Dept/site.42"]
         changed = await client.update_entity(found, user_metadata=None)
         assert changed.user_metadata is None

@@ -12,6 +12,7 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import relaycore
 from relaycore.broker.auth import Authorizer, find_credential
 from relaycore.broker.model import RuleDefinition
 from relaycore.gateway import atom
@@ -155,6 +156,7 @@ async def test_any_right_reads_the_entry(sql, rule):
     response = await sql.ask("GET", "/sql?api-version=2016-07", token=sql.token(rule, path="sql"))
     assert (response.status, response.reason) == (200, "OK")
     assert header(response, "Content-Type") == ENTRY_MEDIA_TYPE == "application/atom+xml;type=entry;charset=utf-8"
+    assert header(response, "Server") == f"relaycore/{relaycore.__version__}"
     entity = sql.namespace.get_entity("sql")
     values = reader.read_entry(response.body)
     values.pop("AuthorizationRules")

@@ -22,7 +22,7 @@ from ...edge.target.policy import Policy
 from ...errors import ConfigError
 from ..exits import ExitCode
 from ..version import versions
-from .findings import finding_of_listening, findings_of_checks, needs_metadata
+from .findings import finding_of_limits, finding_of_listening, findings_of_checks, needs_metadata
 
 if TYPE_CHECKING:
     from ...edge.config.load import Loaded
@@ -201,8 +201,10 @@ class _Calls:
         connection = next(one for one in self._manager.settings.connections if one.name == name)
         policy = Policy(self._manager.settings.policy)
         await examine_hcm_connection(connection, emit, policy=policy, open_connections=status.open)
-        await emit(finding_of_listening(self._manager.connection_status(name)))
-        return self._manager.connection_status(name)
+        status = self._manager.connection_status(name)
+        await emit(finding_of_listening(status))
+        await emit(finding_of_limits(connection.limits, status))
+        return status
 
     async def _examine_relay(self, connection: HcmConnection, emit: Emit) -> None:
         try:

@@ -26,7 +26,7 @@ from ..options import raise_file_limit, run
 from ..report import Printer, known_secrets, write_private
 from ..version import versions
 from .asking import Meant, call_as, fetch_status, meant_options
-from .findings import findings_of_checks
+from .findings import finding_of_limits, findings_of_checks
 from .where import START_COMMAND, Where, where_options
 from .words import clean, span, times
 
@@ -184,7 +184,9 @@ class _Doctor:
         if self._status is None:
             assert self._loaded is not None
             settings = self._loaded.settings.hcm
-            await examine_hcm_connection(_find(Meant(name), settings), self.printer.emit, policy=_policy(settings))
+            connection = _find(Meant(name), settings)
+            await examine_hcm_connection(connection, self.printer.emit, policy=_policy(settings))
+            self.printer.note(finding_of_limits(connection.limits, None))
             return
         async with self._client.stream("examine", name=name) as events:
             async for found in events:

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Final, Literal
 
-from ...edge.config.settings import METADATA, HcmConnection, Profile
+from ...edge.config.settings import METADATA, HcmConnection, LimitSettings, Profile
 from ...edge.diagnose.steps import Finding
 from ...edge.hcm.status import ConnectionStatus, RelayLeg, TargetCheck
 from ..exits import ExitCode
-from .words import clean, times
+from .words import clean, size, times
 
-__all__ = ["exit_code_of", "finding_lines", "finding_of_listening", "findings_of_checks", "needs_metadata"]
+__all__ = [
+    "exit_code_of",
+    "finding_lines",
+    "finding_of_limits",
+    "finding_of_listening",
+    "findings_of_checks",
+    "needs_metadata",
+]
+
+_WORTH_TELLING_S: Final = 0.05
+"""Seconds of waiting for a rate, of all connections together, below which nobody has noticed it."""
 
 _EXIT_CODES = {RelayLeg.UNAUTHORIZED: ExitCode.AUTHORIZATION, RelayLeg.NOT_FOUND: ExitCode.NOT_FOUND}
 
@@ -56,6 +66,37 @@ def finding_of_listening(status: ConnectionStatus) -> Finding:
         remedy="It goes on trying; see: relaycore hcm status",
         exit_code=_EXIT_CODES.get(RelayLeg(status.relay_leg), ExitCode.CONNECTION),
     )
+
+
+def finding_of_limits(limits: LimitSettings, status: ConnectionStatus | None) -> Finding:
+    """Return which limits count for a connection, and whether senders have met them; None while nothing runs."""
+    counts = []
+    if limits.max_open:
+        more = f" ({limits.queue} more wait up to {limits.queue_timeout_s:g} s)" if limits.queue else ""
+        counts.append(f"{times(limits.max_open, 'connection')}{more}")
+    if limits.per_sender_open:
+        counts.append(f"{limits.per_sender_open} of one sender")
+    rates = ((limits.rate_in, "in"), (limits.rate_out, "out"))
+    counts += [f"{_rate(rate)} {way}" for rate, way in rates if rate]
+    text = f"limits: at most {', '.join(counts)}" if counts else "limits: none are set"
+    if status is None:
+        return Finding("ok", "limits", f"{text}; only a running daemon knows whether senders meet them")
+    met = [f"{times(count, 'sender')} refused because of {name}" for name, count in status.limited.items() if count]
+    waited = ((status.throttled_in_s, "rate_in"), (status.throttled_out_s, "rate_out"))
+    slowed = [
+        f"connections waited {seconds:.1f} s for {name}" for seconds, name in waited if seconds >= _WORTH_TELLING_S
+    ]
+    if counts or met or slowed:
+        text += f"; since the start {', '.join([*met, *slowed]) or 'nobody has met one'}"
+    if not met:
+        return Finding("ok", "limits", text)
+    remedy = "Raise them (hcm.connection.limits) if the endpoint bears more; who is there says: relaycore hcm show NAME"
+    return Finding("warn", "limits", text, remedy.replace("NAME", status.name))
+
+
+def _rate(bytes_a_second: int) -> str:
+    shown = size(bytes_a_second)
+    return f"{shown}B/s" if shown[-1].isalpha() else f"{shown} B/s"
 
 
 def needs_metadata(connection: HcmConnection) -> bool:

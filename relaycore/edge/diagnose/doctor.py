@@ -80,15 +80,23 @@ async def examine_hcm_connection(
       open_connections: how many it has now.
     """
     await _examine_this_machine(connection, open_connections, environ, emit)
-    way = await examine_hcm_way(connection, emit, policy=policy, now_unix=now_unix)
+    way = await examine_hcm_way(connection, emit, policy=policy, tells_version=True, now_unix=now_unix)
     if way is not None:
         await emit(firewall_list(*way))
 
 
 async def examine_hcm_way(
-    connection: HcmConnection, emit: Emit, *, policy: Policy | None = None, now_unix: Callable[[], float] = time.time
+    connection: HcmConnection,
+    emit: Emit,
+    *,
+    policy: Policy | None = None,
+    tells_version: bool = False,
+    now_unix: Callable[[], float] = time.time,
 ) -> tuple[RelayAccess, Sequence[Target]] | None:
     """As `examine_hcm_connection`, without this machine: the relay and the endpoint.
+
+    Args:
+      tells_version: whether the relay's version is a finding, too.
 
     Returns: what was found to lead where; None where the settings lead to no relay.
     """
@@ -96,9 +104,10 @@ async def examine_hcm_way(
         return None
     fixed = fixed_targets(connection)
     needs_endpoint = isinstance(fixed, str)
-    is_well = await _pass_on(
-        examine_relay(access, role="listen", needs_endpoint=needs_endpoint, now_unix=now_unix), emit
+    findings = examine_relay(
+        access, role="listen", needs_endpoint=needs_endpoint, tells_version=tells_version, now_unix=now_unix
     )
+    is_well = await _pass_on(findings, emit)
     targets: Sequence[Target] = ()
     if not isinstance(fixed, str):
         targets = fixed
@@ -134,7 +143,7 @@ async def examine_forward(
     await _pass_on(examine_names(names), emit)
     if (access := await _access(forward, now_unix, emit)) is None:
         return
-    if await _pass_on(examine_relay(access, role="send", now_unix=now_unix), emit):
+    if await _pass_on(examine_relay(access, role="send", tells_version=True, now_unix=now_unix), emit):
         await _pass_on(examine_end_to_end(access, forward, port=port, now_unix=now_unix), emit)
     await emit(firewall_list(access, ()))
 

@@ -91,6 +91,9 @@ _LEAVE_S: Final = 1.0
 _THROUGH_S: Final = 35.0
 """Seconds for a connection through to a listener: more than an accept's 30, so that the relay's own words are heard."""
 
+_MOST_OF_VERSION: Final = 100
+"""Characters of what a server calls itself that are repeated."""
+
 _AGAIN: Final = "Try again; if it stays so, the relay's log says more."
 _SET_CLOCK: Final = "Set this machine's clock: timedatectl set-ntp true."
 
@@ -123,6 +126,7 @@ async def examine_relay(
     *,
     role: Role,
     needs_endpoint: bool = False,
+    tells_version: bool = False,
     timeout_s: float = 10.0,
     now_unix: Callable[[], float] = time.time,
 ) -> AsyncGenerator[Finding, None]:
@@ -131,6 +135,7 @@ async def examine_relay(
     Args:
       role: which right is needed. ``send`` connects through to whoever listens, and hangs up.
       needs_endpoint: whether connections lead where the hybrid connection's text says, so that it has to say so.
+      tells_version: whether the relay's version is a finding, too.
       timeout_s: for each step.
     """
     relay = _Relay(access, role, timeout_s, now_unix)
@@ -146,7 +151,7 @@ async def examine_relay(
     for finding in await relay.present_token():
         yield finding
     if relay.is_let_in:
-        for finding in await relay.read_text(needs_endpoint=needs_endpoint):
+        for finding in await relay.read_text(needs_endpoint=needs_endpoint, tells_version=tells_version):
             yield finding
 
 
@@ -401,8 +406,8 @@ class _Relay:
         await _say_goodbye(connection)
         return took
 
-    async def read_text(self, *, needs_endpoint: bool) -> list[Finding]:
-        """Read the hybrid connection's own text: endpoint and number of listeners."""
+    async def read_text(self, *, needs_endpoint: bool, tells_version: bool) -> list[Finding]:
+        """Read the hybrid connection's own text: endpoint and number of listeners; and what runs there."""
         began = trio.current_time()
         try:
             with trio.fail_after(self._timeout_s):
@@ -419,7 +424,7 @@ class _Relay:
                 )
             ]
         took = trio.current_time() - began
-        found = []
+        found = [_version(entity.server)] if tells_version else []
         try:
             target = parse_endpoint_metadata(entity.user_metadata)
         except ConfigError as error:
@@ -594,6 +599,12 @@ def _span(seconds: float) -> str:
 def _no_relay(where: str, why: str) -> Finding:
     remedy = "Check endpoint and port of the relay."
     return Finding("fail", "relay", f"what answers at {where} is no relay: {why}", remedy, exit_code=_CONNECTION)
+
+
+def _version(server: str) -> Finding:
+    name, _, version = server.partition("/")
+    shown = f"{name} {version}".strip()[:_MOST_OF_VERSION] or "not told (the hosted service does not)"
+    return Finding("ok", "version", f"the relay's version: {shown}")
 
 
 def _relay_failed(step: str, way: WayFailed) -> Finding:

@@ -863,6 +863,10 @@ class Agent:
             relay_error_unix=relay_error[0],
             endpoint_error=endpoint_error[1],
             endpoint_error_unix=endpoint_error[0],
+            limited={
+                "max_open": admission.refused_full + admission.refused_waited,
+                "per_sender_open": admission.refused_sender,
+            },
         )
 
     async def check_targets(self) -> list[TargetCheck]:

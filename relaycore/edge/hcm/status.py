@@ -67,6 +67,7 @@ class ConnectionStatus(msgspec.Struct, frozen=True):
       bytes_in, bytes_out: to the endpoint and from it, open connections included.
       accepted: connections that were joined so far; ``lost`` of them broke, the others ended in order.
       rejected: refused connections by reason.
+      limited: those of them that met a limit of the settings, by its name: ``max_open`` or ``per_sender_open``.
       since_unix: when ``status`` became what it is.
       attempts: failed attempts since the relay leg was last stable; ``next_try_unix`` is when the next one is due.
       last_error: the last thing that went wrong on either leg, ``""`` if nothing has.
@@ -125,6 +126,7 @@ class ConnectionStatus(msgspec.Struct, frozen=True):
     relay_error_unix: float | None = None
     endpoint_error: str = ""
     endpoint_error_unix: float | None = None
+    limited: dict[str, int] = {}
 
     @property
     def error_behind(self) -> tuple[str, float | None]:

@@ -395,9 +395,13 @@ async def test_doctor_looks_at_everything(world_of):
         assert f"a firewall has to let out: TCP 127.0.0.1:{world.relay.port}, TCP {world.endpoint.address}" in out
         async with world.daemon():
             await world.settled("files", status="NotFound")
-            code, out, _ = await world.hcm("doctor")
+            bundle = world.directory / "bundle"
+            code, out, _ = await world.hcm("doctor", "--bundle", str(bundle))
             assert code == 6
             assert "knows no hybrid connection missing" in out
+            for said in (f"the relay's version: relaycore {relaycore.__version__}", "limits: none are set"):
+                assert said in out
+                assert said in bundle.read_text()
             assert out.index("orders:") < out.index("files:")
         world.write("[hcm]\nx = 1")
         code, out, _ = await world.hcm("doctor")

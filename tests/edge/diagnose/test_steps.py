@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,15 @@ async def test_a_listeners_way(place):
     assert words["listeners"].endswith("at most 25 fit")
     assert all(finding.seconds is not None for finding in findings if finding.step in ("name", "tcp", "token"))
     no_secrets(findings, place.key("TestListenSend"))
+
+
+async def test_the_relays_version(place, monkeypatch: pytest.MonkeyPatch):
+    """8.2: server version."""
+    examine = partial(examine_relay, place.access(), role="listen", tells_version=True)
+    assert shown(await collect(examine()))["version"] == f"the relay's version: relaycore {relaycore.__version__}"
+    for server, words in (("", "not told (the hosted service does not)"), ("x" * 300, "x" * 100)):
+        monkeypatch.setattr("relaycore.gateway.atom.SERVER", server)
+        assert shown(await collect(examine()))["version"] == f"the relay's version: {words}"
 
 
 async def test_a_senders_way(place):

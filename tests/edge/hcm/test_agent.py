@@ -309,6 +309,7 @@ async def test_too_many_are_a_503(world: World):
             assert isinstance(error, ServerBusy)
             assert "1 connection is open" in error.message
             assert status(manager).rejected == {"overloaded": 1}
+            assert status(manager).limited == {"max_open": 1, "per_sender_open": 0}
         await until(lambda: not status(manager).open)
         async with world.dial() as sender:
             assert await ask(sender) == b"ping"
