@@ -105,7 +105,8 @@ def manager_families(
     yield _gauge("connections_open", "Connections that are joined.", all_of_them, lambda one: one.open)
     yield _gauge("queue_length", "Senders that wait for a place.", all_of_them, lambda one: one.queued)
     yield _totals(all_of_them)
-    yield _bytes((one.name, one.bytes_in, one.bytes_out) for one in all_of_them)
+    text = "Bytes to the endpoint (in) and from it (out)."
+    yield _bytes(text, ((one.name, one.bytes_in, one.bytes_out) for one in all_of_them))
     rejected = _counter("rejected", "Senders that were refused.", ["name", "reason"])
     for one in all_of_them:
         for reason, count in sorted(one.rejected.items()):
@@ -180,7 +181,8 @@ def forwarder_families(
     yield from (listening, opened, waiting, total, retries)
     rendezvous = [(one.name, one.rendezvous) for one in status.forwards]
     yield _spent("rendezvous_seconds", "Attempts to reach a listener that succeeded.", rendezvous)
-    yield _bytes((one.name, one.bytes_in, one.bytes_out) for one in status.forwards)
+    text = "Bytes from the relay (in) and to it (out)."
+    yield _bytes(text, ((one.name, one.bytes_in, one.bytes_out) for one in status.forwards))
     questions = _counter("dns_queries", "Questions to the name server.", ["result"])
     for result, count in sorted(tallies.dns.items()):
         questions.add_metric([result], count)
@@ -237,8 +239,8 @@ def _totals(connections: Iterable[ConnectionStatus]) -> CounterMetricFamily:
     return family
 
 
-def _bytes(rows: Iterable[tuple[str, int, int]]) -> CounterMetricFamily:
-    family = _counter("bytes", "Bytes to the endpoint (in) and from it (out).", ["name", "dir"])
+def _bytes(text: str, rows: Iterable[tuple[str, int, int]]) -> CounterMetricFamily:
+    family = _counter("bytes", text, ["name", "dir"])
     for name, inwards, outwards in rows:
         family.add_metric([name, "in"], inwards)
         family.add_metric([name, "out"], outwards)

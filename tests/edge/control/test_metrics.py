@@ -113,6 +113,7 @@ def test_a_name_in_use_again_is_one_name():
     assert sample(found, "relay_up", name="orders") == 1
     assert sample(found, "connections_open", name="orders") == 7
     assert sample(found, "bytes_total", name="orders", dir="in") == 110
+    assert "bytes_total Bytes to the endpoint (in) and from it (out)." in text
     assert sample(found, "rejected_total", name="orders", reason="refused") == 4
     assert sample(found, "rejected_total", name="orders", reason="policy") == 2
     assert sample(found, "reconnects_total", name="orders", reason="lost") == 3
@@ -150,7 +151,8 @@ def test_the_numbers_of_a_forwarder():
     tallies = Tallies()
     tallies.dns, tallies.proxy = {"answered": 3}, {("socks5", "ok"): 2}
     status = ForwarderStatus(host="laptop", since_unix=0.0, forwards=(forward,))
-    found = read(render(forwarder_families(status, tallies, now_unix=lambda: 1.0)))
+    text = render(forwarder_families(status, tallies, now_unix=lambda: 1.0))
+    found = read(text)
     assert sample(found, "forward_up", name="orders") == 1
     assert sample(found, "connections_open", name="orders") == 1
     assert sample(found, "connections_dialling", name="orders") == 1
@@ -163,6 +165,7 @@ def test_the_numbers_of_a_forwarder():
     assert sample(found, "dns_queries_total", result="answered") == 3
     assert sample(found, "proxy_requests_total", kind="socks5", result="ok") == 2
     assert sample(found, "bytes_total", name="orders", dir="out") == 6
+    assert "bytes_total Bytes from the relay (in) and to it (out)." in text
 
 
 def test_without_the_library_it_says_what_to_install(monkeypatch):
