@@ -21,6 +21,7 @@ from urllib.parse import unquote, urlsplit
 from xml.etree import ElementTree
 
 from ...errors import ConfigError
+from ...net.proxy import parse_proxy_url
 from .secret import Secret
 from .settings import Forward, HcmConnection, ListenAt, RelaySettings
 from .strings import SignIn, parse_endpoint_url, parse_entity_string
@@ -139,12 +140,42 @@ def read_hcm_classic_config(text: str, *, source: str = "") -> Imported:
         for element in section.iter()
         if "connectionstring" in (attributes := {name.lower(): value for name, value in element.attrib.items()})
     ]
+    proxy = _default_proxy(root, finds)
     for number, (string, _) in enumerate(entries):
         key = f"connectionStrings[{number}]"
         signer = _sign_in(string, finds, key)
         if signer is not None:
-            finds.add(key, HcmConnection(**_identity(signer)))
+            entry = HcmConnection(**_identity(signer))
+            finds.add(key, replace(entry, relay=replace(entry.relay, proxy=proxy)))
     return finds.result()
+
+
+def _default_proxy(root: ElementTree.Element, finds: _Finds) -> str:
+    """What .NET takes for all connections: ``<system.net><defaultProxy><proxy proxyaddress=.../>``. Returns: the proxy
+    as settings name it."""
+    for outer in (element for element in root.iter() if _local(element.tag) == "defaultproxy"):
+        attributes = {name.lower(): value for name, value in outer.attrib.items()}
+        if attributes.get("enabled", "true").lower() == "false":
+            return "none"
+        if attributes.get("usedefaultcredentials", "false").lower() == "true":
+            finds.remark(
+                "defaultProxy", "its useDefaultCredentials are left out; put USER:PASSWORD@ into the proxy's URL"
+            )
+        for inner in outer:
+            own = {name.lower(): value.strip() for name, value in inner.attrib.items()}
+            address = own.get("proxyaddress", "")
+            if _local(inner.tag) == "bypasslist" and len(inner):
+                finds.remark("defaultProxy", 'its bypasslist is left out; set proxy = "none" where it is meant')
+            if _local(inner.tag) == "proxy" and address:
+                try:
+                    parse_proxy_url(address.rstrip("/"))
+                except ConfigError:
+                    finds.remark("defaultProxy", "its proxyaddress is left out: it is not http://HOST:PORT; set proxy")
+                    return "env"
+                return address.rstrip("/")
+            if _local(inner.tag) == "proxy" and own:
+                finds.remark("defaultProxy", "the system's own proxy is left out; set proxy, or HTTPS_PROXY")
+    return "env"
 
 
 def read_arm_json(text: str, *, source: str = "") -> Imported:

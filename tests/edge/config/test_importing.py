@@ -144,6 +144,36 @@ def test_the_classic_hcm_s_strings_may_have_the_path_in_the_url():
     assert "only a namespace" in remarks[1]
 
 
+@pytest.mark.parametrize(
+    ("element", "proxy", "said"),
+    [
+        ('<defaultProxy><proxy proxyaddress="http://proxy.corp:8080/" /></defaultProxy>', "http://proxy.corp:8080", ""),
+        ('<defaultProxy enabled="false"><proxy proxyAddress="http://p:1"/></defaultProxy>', "none", ""),
+        (
+            '<defaultProxy useDefaultCredentials="true"><proxy proxyaddress="http://p:1"/></defaultProxy>',
+            "http://p:1",
+            "useDefaultCredentials",
+        ),
+        (
+            '<defaultProxy><bypasslist><add address="x"/></bypasslist><proxy proxyaddress="http://p:1"/></defaultProxy>',
+            "http://p:1",
+            "bypasslist",
+        ),
+        ('<defaultProxy><proxy proxyaddress="https://p:1/pac"/></defaultProxy>', "env", "proxyaddress is left out"),
+        ('<defaultProxy><proxy usesystemdefault="true"/></defaultProxy>', "env", "the system's own proxy"),
+        ("<defaultProxy/>", "env", ""),
+    ],
+)
+def test_the_classic_hcm_s_proxy_comes_along(element, proxy, said):
+    entries, remarks = read_hcm_classic_config(
+        CLASSIC.replace("</configuration>", f"<system.net>{element}</system.net></configuration>")
+    )
+    assert [entry.relay.proxy for entry in entries] == [proxy, proxy]
+    about = [remark for remark in remarks if remark.startswith("defaultProxy")]
+    assert len(about) == bool(said)
+    assert said in "".join(about)
+
+
 def test_an_app_s_hybrid_connections_become_forwards():
     entries, remarks = read_arm_json(ARM)
     orders, web = entries
