@@ -145,13 +145,16 @@ async def _fetch_one(meant: Meant, where: Where) -> tuple[ConnectionStatus, list
 
 
 def _exported(meant: Meant, where: Where, form: str, *, with_key: bool) -> str:
-    from ...edge.config.exporting import export
+    from ...edge.config.exporting import export, remarks
 
     connections = where.book().load().settings.hcm.connections
     found = [one for one in connections if meant.matches_settings(one)]
     if len(found) != 1:
         raise UnknownConnection(meant.name or meant.path or "", [one.name for one in connections])
-    return export(found[0], form, with_key=with_key)
+    text = export(found[0], form, with_key=with_key)
+    for remark in remarks(found[0], form):
+        click.echo(f"relaycore: note: {remark}", err=True)
+    return text
 
 
 @click.command("status")

@@ -7,6 +7,7 @@ Source: connection manager 1.5, 2, 3.4.
 
 from __future__ import annotations
 
+import ipaddress
 import json
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -15,7 +16,7 @@ from ...errors import ConfigError
 from ...wire.connection_string import format_connection_string, parse_connection_string
 from .settings import Forward, HcmConnection, ListenAt, PortBinding, Profile, Target
 
-__all__ = ["FORMS", "export"]
+__all__ = ["FORMS", "export", "remarks"]
 
 FORMS: Final = ("hcm", "arm", "azbridge")
 
@@ -40,6 +41,32 @@ def export(entry: HcmConnection | Forward, form: str, *, with_key: bool = False)
         case "azbridge":
             return _as_azbridge(entry, _key(entry, with_key))
     raise ConfigError(f"there is no form {form}; there are {', '.join(FORMS)}")
+
+
+def remarks(entry: HcmConnection | Forward, form: str) -> list[str]:
+    """What `export` cannot carry over of the way to the relay, one sentence each."""
+    if form != "arm":
+        return []
+    found: list[str] = []
+    host, port = _host(entry), urlsplit(entry.relay.endpoint).port
+    if not _has_domain(host):
+        found.append(
+            f"the relay's host {host} is no NAMESPACE.SUFFIX, and the form arm has no other place for it;"
+            " write the two by hand"
+        )
+    if port not in (None, 443):
+        found.append(f"the form arm has no place for the relay's port {port}; readers will take 443")
+    if entry.relay.is_emulator:
+        found.append("the form arm cannot say that the relay is reached without TLS")
+    return found
+
+
+def _has_domain(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return "." in host
+    return False
 
 
 def _json(value: object) -> str:
@@ -74,7 +101,7 @@ def _as_hcm(entry: HcmConnection | Forward, key: str) -> dict[str, Any]:
         raise ConfigError(f"the form hcm knows the profile raw only, not {entry.profile}", key=entry.name)
     host, port = _where(entry)
     return {
-        "Namespace": _host(entry).partition(".")[0],
+        "Namespace": _host(entry).partition(".")[0] if _has_domain(_host(entry)) else _host(entry),
         "Name": entry.path,
         "Uri": f"{entry.relay.endpoint}{entry.path}",
         "KeyName": entry.key_name,
@@ -96,7 +123,8 @@ def _as_arm(entry: HcmConnection | Forward, key: str) -> dict[str, Any]:
         raise ConfigError(
             "the form arm needs the endpoint's name and port, and the settings do not say them", key=entry.name
         )
-    namespace, _, suffix = _host(entry).partition(".")
+    name = _host(entry)
+    namespace, _, suffix = name.partition(".") if _has_domain(name) else (name, "", "")
     properties: dict[str, Any] = {
         "serviceBusNamespace": namespace,
         "relayName": entry.path,
@@ -106,7 +134,7 @@ def _as_arm(entry: HcmConnection | Forward, key: str) -> dict[str, Any]:
         "sendKeyName": entry.key_name if isinstance(entry, Forward) else "defaultSender",
         "sendKeyValue": key if isinstance(entry, Forward) else "",
     }
-    if suffix != "servicebus.windows.net":
+    if suffix and suffix != "servicebus.windows.net":
         properties["serviceBusSuffix"] = f".{suffix}"
     return {"properties": properties}
 

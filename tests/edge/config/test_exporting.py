@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from relaycore.edge.azbridge.files import read
-from relaycore.edge.config.exporting import FORMS, export
+from relaycore.edge.config.exporting import FORMS, export, remarks
 from relaycore.edge.config.importing import read_arm_json, read_hcm_json
 from relaycore.edge.config.secret import Secret
 from relaycore.edge.config.settings import Forward, HcmConnection, ListenAt, PortBinding, Profile, RelaySettings, Target
@@ -49,6 +49,26 @@ def test_a_listener_s_key_is_not_given_to_senders():
     properties = json.loads(export(TO_SQL, "arm", with_key=True))["properties"]
     assert (properties["sendKeyName"], properties["sendKeyValue"]) == ("defaultSender", "")
     assert (properties["hostName"], properties["port"]) == ("sqldb.corp.example", 1433)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "namespace", "suffix", "said"),
+    [
+        ("sb://corp.servicebus.windows.net/", "corp", None, []),
+        ("sb://127.0.0.1:8443/", "127.0.0.1", None, ["no NAMESPACE.SUFFIX", "port 8443"]),
+        ("sb://[::1]/", "::1", None, ["no NAMESPACE.SUFFIX"]),
+        ("sb://localhost/", "localhost", None, ["no NAMESPACE.SUFFIX"]),
+        ("sb://relay.corp.example:443/", "relay", ".corp.example", []),
+    ],
+)
+def test_what_arm_cannot_say_about_a_relay_is_a_remark(endpoint, namespace, suffix, said):
+    entry = replace(TO_SQL, relay=RelaySettings("", endpoint))
+    properties = json.loads(export(entry, "arm"))["properties"]
+    assert (properties["serviceBusNamespace"], properties.get("serviceBusSuffix")) == (namespace, suffix)
+    found = remarks(entry, "arm")
+    assert len(found) == len(said)
+    assert all(text in remark for text, remark in zip(said, found, strict=True))
+    assert json.loads(export(entry, "hcm"))[0]["Namespace"] == namespace
 
 
 def azbridge(tmp_path, entry):
