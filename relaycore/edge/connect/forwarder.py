@@ -15,7 +15,6 @@ cannot be carried is reset, so that no end of data is seen where there was none.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import random
@@ -39,6 +38,7 @@ from ...net.tasks import alone
 from ..access import RelayAccess
 from ..azbridge.datagrams import DATAGRAM_IDLE_TIMEOUT
 from ..azbridge.local import Address, DatagramForward
+from ..config.differences import changed_keys
 from ..config.settings import ConnectSettings, Forward, ListenAt, Profile, Target
 from ..events import Event, EventLog, EventStream, log_detail
 from ..spent import Spent
@@ -315,7 +315,7 @@ class Forwarder:
                 self._tending.start_soon(self._tend, entry)
                 added.append(forward.name)
                 continue
-            what = _differences(entry.forward, forward)
+            what = changed_keys(entry.forward, forward)
             if entry.address != given[forward.name]:
                 what = (*what, "address")
             if not what:
@@ -844,12 +844,6 @@ async def _watch(stream: trio.abc.Stream, dialling: trio.CancelScope) -> None:
         if is_reset(stream):
             dialling.cancel()
             return
-
-
-def _differences(old: Forward, new: Forward) -> tuple[str, ...]:
-    return tuple(
-        item.name for item in dataclasses.fields(Forward) if getattr(old, item.name) != getattr(new, item.name)
-    )
 
 
 def _carried(sessions: Iterable[Session]) -> tuple[int, int]:

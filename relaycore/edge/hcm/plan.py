@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 from collections.abc import Iterable
 from typing import Final
@@ -10,9 +9,10 @@ from typing import Final
 import msgspec
 
 from ...errors import ConfigError
+from ..config.differences import changed_keys
 from ..config.settings import HcmConnection, HcmSettings
 
-__all__ = ["Plan", "UnknownConnection", "changes_of", "make_plan", "needs_registration"]
+__all__ = ["Plan", "UnknownConnection", "make_plan", "needs_registration"]
 
 _OF_THE_REGISTRATION = ("relay", "path", "key_name", "key", "token", "profile", "http_url", "listeners")
 """What a listener is made of. All else counts from the next connection on, and leaves the control channels alone."""
@@ -39,7 +39,7 @@ class Plan(msgspec.Struct, frozen=True):
     """What a reload changes.
 
     Attributes:
-      changed: by name, the settings that differ, such as ``limits.max_open``.
+      changed: by name, the keys that differ, such as ``limits.max_open``.
       general: settings that belong to no connection, such as ``policy``.
     """
 
@@ -77,7 +77,7 @@ def make_plan(old: HcmSettings, new: HcmSettings) -> Plan:
             raise ConfigError(f"two connections are called {connection.name!r}", key="hcm.connection.name")
         after[connection.name] = connection
     both = [name for name in after if name in before]
-    changed = {name: changes_of(before[name], after[name]) for name in both}
+    changed = {name: changed_keys(before[name], after[name]) for name in both}
     return Plan(
         added=tuple(name for name in after if name not in before),
         removed=tuple(name for name in before if name not in after),
@@ -85,24 +85,6 @@ def make_plan(old: HcmSettings, new: HcmSettings) -> Plan:
         unchanged=tuple(name for name, what in changed.items() if not what),
         general=tuple(what for what in _GENERAL if getattr(old, what) != getattr(new, what)),
     )
-
-
-def changes_of(old: HcmConnection, new: HcmConnection) -> tuple[str, ...]:
-    """The dotted names of what differs. Values are left out: some are secret."""
-    found: list[str] = []
-    for item in dataclasses.fields(HcmConnection):
-        mine, yours = getattr(old, item.name), getattr(new, item.name)
-        if mine == yours:
-            continue
-        if item.name in ("dial", "health", "limits", "relay"):
-            found += [
-                f"{item.name}.{part.name}"
-                for part in dataclasses.fields(mine)
-                if getattr(mine, part.name) != getattr(yours, part.name)
-            ]
-        else:
-            found.append(item.name)
-    return tuple(found)
 
 
 def needs_registration(old: HcmConnection, new: HcmConnection) -> bool:

@@ -260,7 +260,7 @@ async def test_a_changed_endpoint_is_for_new_connections(world: World):
     async with world.serving(connection) as manager, world.dial() as old:
         assert await ask(old) == b"ping"
         plan = manager.reload(HcmSettings((with_target(connection, second.target),)))
-        assert plan.changed == {"orders": ("targets",)}
+        assert plan.changed == {"orders": ("endpoint",)}
         assert status(manager).endpoint == str(second.target)
         async with world.dial() as new:
             assert await ask(new) == await ask(old) == b"ping"

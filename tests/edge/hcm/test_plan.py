@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from relaycore.edge.config.differences import changed_keys
 from relaycore.edge.config.secret import Secret
 from relaycore.edge.config.settings import (
     DialSettings,
@@ -20,7 +21,7 @@ from relaycore.edge.config.settings import (
     RelaySettings,
     Target,
 )
-from relaycore.edge.hcm.plan import Plan, UnknownConnection, changes_of, make_plan, needs_registration
+from relaycore.edge.hcm.plan import Plan, UnknownConnection, make_plan, needs_registration
 from relaycore.errors import ConfigError
 
 RELAY = RelaySettings("main", "sb://relay.example/")
@@ -47,7 +48,7 @@ def test_what_is_new_gone_other_and_the_same():
     assert plan == Plan(
         added=("new",),
         removed=("gone",),
-        changed={"other": ("targets", "limits.max_open")},
+        changed={"other": ("endpoint", "limits.max_open")},
         unchanged=("same",),
         general=("policy",),
     )
@@ -96,7 +97,7 @@ def test_two_of_one_name_are_an_error():
 )
 def test_changes_of_the_registration(change: dict[str, object]):
     assert needs_registration(entry(), replace(entry(), **change))
-    assert changes_of(entry(), replace(entry(), **change))
+    assert changed_keys(entry(), replace(entry(), **change))
 
 
 @pytest.mark.parametrize(
@@ -112,7 +113,7 @@ def test_changes_of_the_registration(change: dict[str, object]):
 )
 def test_changes_that_leave_the_control_channels_alone(change: dict[str, object]):
     assert not needs_registration(entry(), replace(entry(), **change))
-    assert changes_of(entry(), replace(entry(), **change))
+    assert changed_keys(entry(), replace(entry(), **change))
 
 
 @pytest.mark.parametrize(
