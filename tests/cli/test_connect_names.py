@@ -186,7 +186,12 @@ async def test_the_running_program_knows_best(invoke, config: list[str], tmp_pat
 
     async def names(_arguments, _emit) -> object:
         await trio.lowlevel.checkpoint()
-        return [Redirection("unknown", "from-the-relay.invalid", "127.77.8.8", 1)]
+        return [
+            Redirection("orders", "sqldb.corp.invalid", "127.77.8.9", 1433),
+            Redirection("orders", "sqldb", "127.77.8.9", 1433),
+            Redirection("web", "*.web.invalid", "127.77.8.7", 443),
+            Redirection("unknown", "from-the-relay.invalid", "127.77.8.8", 1),
+        ]
 
     async with trio.open_nursery() as nursery:
         await nursery.start(serve_control, tmp_path / "connect.sock", {"names": names})
@@ -195,7 +200,28 @@ async def test_the_running_program_knows_best(invoke, config: list[str], tmp_pat
     assert done.exit_code == 0
     assert done.stderr == ""
     assert "127.77.8.8\tfrom-the-relay.invalid\t# unknown\n" in done.stdout
-    assert "sqldb" not in done.stdout
+    assert "127.77.8.9\t" in done.stdout
+
+
+async def test_a_running_program_with_other_settings_is_told_of(invoke, config: list[str], tmp_path: Path):
+    """manager 8.11: names of other settings than those that are given are shown, and said to be."""
+
+    async def names(_arguments, _emit) -> object:
+        await trio.lowlevel.checkpoint()
+        return [
+            Redirection("orders", "sqldb.corp.invalid", "127.77.8.9", 1434),
+            Redirection("orders", "sqldb", "127.77.8.9", 1434),
+            Redirection("web", "*.web.invalid", "127.77.8.7", 443),
+            Redirection("files", "files.invalid", "127.77.8.6", 1),
+        ]
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(serve_control, tmp_path / "connect.sock", {"names": names})
+        done = await trio.to_thread.run_sync(partial(invoke, "connect", "hosts", "print", *config))
+        nursery.cancel_scope.cancel()
+    assert done.exit_code == 0
+    assert "has other settings than these about files, orders, and its names are shown" in done.stderr
+    assert "127.77.8.6\tfiles.invalid" in done.stdout
 
 
 def test_picking_names():

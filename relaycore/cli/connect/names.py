@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import click
 
@@ -24,7 +25,7 @@ async def find_names(loaded: Loaded) -> list[Redirection]:
     """Ask the running forwarder of these settings, or read the settings where none runs.
 
     Only the running one knows names that stand in a hybrid connection's own text; that some are missing is said on
-    standard error.
+    standard error, and so is where the running one has other settings.
     """
     import msgspec
     import trio
@@ -34,7 +35,9 @@ async def find_names(loaded: Loaded) -> list[Redirection]:
 
     try:
         with trio.fail_after(_PATIENCE_S):
-            return msgspec.convert(await client_of(loaded).call("names"), list[Redirection])
+            running = msgspec.convert(await client_of(loaded).call("names"), list[Redirection])
+        _warn_of_differences(loaded, running)
+        return running
     except NotRunning:
         why = "`relaycore connect run` is not running"
     except trio.TooSlowError:
@@ -47,6 +50,23 @@ async def find_names(loaded: Loaded) -> list[Redirection]:
             err=True,
         )
     return found
+
+
+def _warn_of_differences(loaded: Loaded, running: Iterable[Redirection]) -> None:
+    """Say where the running forwarder's names are not those of the settings."""
+    forwards = loaded.settings.connect.forwards
+    own_ways = {urlsplit(one.relay.endpoint).hostname for one in forwards}  # these never lead to a forward
+    silent = {one.name for one in forwards if not one.hosts}
+    wanted = {(one.forward, one.host, one.port) for one in names_of_settings(loaded)[0] if one.host not in own_ways}
+    there = {(one.forward, one.host, one.port) for one in running if one.forward not in silent}
+    wanted_ports = {pair[:2] for pair in wanted if not pair[2]}  # the port stands in the relay's text
+    others = sorted({name for name, host, _ in wanted ^ there if (name, host) not in wanted_ports})
+    if others:
+        click.echo(
+            f"relaycore: warning: the running `relaycore connect` has other settings than these about"
+            f" {', '.join(others)}, and its names are shown; `relaycore connect reload` reads its files again",
+            err=True,
+        )
 
 
 def names_of_settings(loaded: Loaded) -> tuple[list[Redirection], list[str]]:
