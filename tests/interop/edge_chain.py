@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import socket
@@ -82,6 +83,15 @@ class Chain:
                 return address
         raise AssertionError(f"{endpoint.host} is not in the hosts file")
 
+    async def proxy_port(self) -> str:
+        """Address and port of the forwarder's proxy port, as it has announced it."""
+        with trio.fail_after(START_TIMEOUT):
+            while True:
+                said = await trio.Path(self.folder, "connect.log").read_text()
+                if (found := re.search(r"proxy port: on (\S+)\n", said)) is not None:
+                    return found[1]
+                await trio.sleep(0.02)
+
     def named(self, *argv: str) -> list[str]:
         """A command line that runs `argv` with the names in its hosts file."""
         as_root = [] if os.getuid() == 0 else ["--map-root-user"]
@@ -120,17 +130,20 @@ def _settings(relay: Relay, endpoints: Sequence[Endpoint], folder: Path) -> str:
 
 
 @asynccontextmanager
-async def run_chain(relay: Relay, endpoints: Sequence[Endpoint], folder: Path) -> AsyncIterator[Chain]:
+async def run_chain(
+    relay: Relay, endpoints: Sequence[Endpoint], folder: Path, *, general: str = ""
+) -> AsyncIterator[Chain]:
     """Run a manager and a forwarder for all endpoints, ready for clients; both end in order.
 
     Args:
       folder: for settings, sockets and state; private.
+      general: further settings.
     """
     for each in endpoints:
         text = f'[{{"key":"endpoint","value":"localhost:{each.port}"}}]' if each.in_metadata else None
         await relay.create_entity(each.name, user_metadata=text)
     file = folder / "relaycore.toml"
-    await trio.to_thread.run_sync(lambda: file.write_text(_settings(relay, endpoints, folder)))
+    await trio.to_thread.run_sync(lambda: file.write_text(_settings(relay, endpoints, folder) + general))
     environ = {
         **{name: text for name, text in os.environ.items() if not name.startswith("RELAYCORE")},
         "HOME": str(folder),

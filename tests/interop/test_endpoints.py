@@ -144,10 +144,11 @@ async def test_openssh_copies_100_mib_and_has_a_shell(relay: Relay, folder: Path
 
 
 async def test_a_web_site_of_nginx(relay: Relay, folder: Path):
-    """The page and a large file by name, and through the SOCKS5 and HTTP proxy port as curl asks for it."""
+    """The page and a large file by name, and through the SOCKS5 and HTTP proxy port, without the name."""
     async with run_nginx(inner(folder, "web")) as server:
         endpoint = Endpoint("site", "www.corp.example", server.port)
-        async with run_chain(relay, [endpoint], inner(folder, "edge")) as chain:
+        general = '[connect.proxy]\nlisten = "127.0.0.1:0"\n'
+        async with run_chain(relay, [endpoint], inner(folder, "edge"), general=general) as chain:
             curl = (find_program("curl"), "-sS", "--fail", "--max-time", "30")
             url = f"http://{endpoint.host}:{server.port}"
             direct = await run(*curl, "-i", f"http://127.0.0.1:{server.port}/index.html")
@@ -157,6 +158,19 @@ async def test_a_web_site_of_nginx(relay: Relay, folder: Path):
             assert found.stdout == await trio.to_thread.run_sync((server.folder / "megabyte").read_bytes)
             missing = await chain.by_name(*curl, f"{url}/nothing", check=False)
             assert missing.returncode == 22
+
+            proxy = await chain.proxy_port()
+            megabyte = found.stdout
+            for way in (
+                ("--socks5-hostname", proxy),
+                ("--proxy", f"http://{proxy}"),
+                ("--proxytunnel", "--proxy", proxy),
+            ):
+                answer = await run(*curl, "--noproxy", "", *way, "-i", f"{url}/index.html")  # the name is nowhere else
+                assert answer.stdout.endswith(direct.stdout.partition(b"\r\n\r\n")[2]), way
+                assert (await run(*curl, "--noproxy", "", *way, f"{url}/megabyte")).stdout == megabyte, way
+            unknown = await run(*curl, "--socks5-hostname", proxy, "http://other.corp.example/", check=False)
+            assert unknown.returncode == 97
 
 
 def _without_date(answer: bytes) -> list[bytes]:
