@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,12 +26,16 @@ __all__ = ["Printer", "known_secrets", "write_private"]
 class Printer:
     """Prints findings as they come.
 
+    Args:
+      as_json: each as one JSON object on a line of its own.
+
     Attributes:
       findings: so far.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, as_json: bool = False) -> None:
         self.findings: list[Finding] = []
+        self._as_json = as_json
 
     @property
     def exit_code(self) -> int:
@@ -39,7 +45,7 @@ class Printer:
     def note(self, finding: Finding) -> None:
         """Print one."""
         self.findings.append(finding)
-        click.echo("\n".join(finding_lines(finding)))
+        click.echo(json.dumps(asdict(finding)) if self._as_json else "\n".join(finding_lines(finding)))
 
     async def emit(self, finding: Finding) -> None:
         """As `note`. A checkpoint."""

@@ -200,6 +200,21 @@ async def test_open_tells_that_the_endpoint_is_down(tmp_path):
         assert "502 sqldb.corp.test (10.2.0.8) port 1433: ECONNREFUSED" in err
 
 
+async def test_each_step_of_test_is_an_object_for_programs(tmp_path):
+    async with open_bench(tmp_path) as bench:
+        code, out, err = await connect(bench, "test", "orders", "--json")
+        found = [json.loads(line) for line in out.splitlines()]
+        assert (code, err) == (6, "")
+        assert all(set(one) == {"level", "step", "text", "remedy", "seconds", "exit_code"} for one in found)
+        assert [one["exit_code"] for one in found if one["level"] == "fail"] == [6]
+        await bench.publish(echo)
+        code, out, _ = await connect(bench, "test", "orders", "--json")
+        found = [json.loads(line) for line in out.splitlines()]
+        assert code == 0
+        assert not [one for one in found if one["level"] == "fail"]
+        assert any(one["seconds"] for one in found)
+
+
 @pytest.mark.parametrize("is_running", [True, False])
 async def test_a_host_that_only_the_relay_knows_is_found(tmp_path, is_running):
     """manager 8.6: hosts and port default to the hybrid connection's own text, for `open` and `test` as for `run`."""

@@ -139,9 +139,15 @@ def _endpoint_port(forward: Forward, here: ForwardStatus | None) -> int:
     metavar="N",
     help="Send N zeros, to an endpoint that sends them back.",
 )
+@click.option("--json", "as_json", is_flag=True, help="Each step as a JSON object on a line of its own, for programs.")
 @edge_options
 def test_command(
-    name: str, count: int, send_bytes: int, config_files: tuple[Path, ...], overrides: tuple[str, ...]
+    name: str,
+    count: int,
+    send_bytes: int,
+    as_json: bool,
+    config_files: tuple[Path, ...],
+    overrides: tuple[str, ...],
 ) -> int:
     """Try the way to the endpoint of NAME: local address, names, relay, listener, and what the endpoint says.
 
@@ -152,7 +158,7 @@ def test_command(
     """
     loaded = load_edge(config_files, overrides, is_quiet=True)
     forward = run(look_up, loaded, name)
-    printer = Printer()
+    printer = Printer(as_json=as_json)
     run(_test, printer, loaded, forward, count, send_bytes)
     return printer.exit_code
 
