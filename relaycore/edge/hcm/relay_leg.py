@@ -70,7 +70,7 @@ def explain(cause: BaseException | None, settings: HcmConnection) -> tuple[Relay
         case StreamLost():
             return None, f"the control channel at {relay} broke: {said}; it is opened anew"
         case ConfigError():
-            return RelayLeg.UNAUTHORIZED, f"there is no token to sign in with: {said}"
+            return RelayLeg.UNAUTHORIZED, f"cannot sign in at {relay}: {said}"
         case RelayError() | OSError():
             tried = f"listening on {settings.path!r} at {relay}"
             way = way_failed(cause, relay.partition("://")[2].rstrip("/") or relay)

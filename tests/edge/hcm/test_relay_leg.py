@@ -45,7 +45,7 @@ def untrusted() -> ConnectionLost:
         (AuthorizationFailed("ListenersPerEntity: 25", http_status=403), None, ["has to leave first"]),
         (EndpointNotFound("Endpoint does not exist"), RelayLeg.NOT_FOUND, ["'orders'", "created"]),
         (NoListener("gone"), RelayLeg.NOT_FOUND, ["'orders'"]),
-        (ConfigError("the file is not there"), RelayLeg.UNAUTHORIZED, ["no token", "not there"]),
+        (ConfigError("the file is not there"), RelayLeg.UNAUTHORIZED, ["cannot sign in at sb://", "not there"]),
         (ServerBusy("restarting"), None, ["sb://relay.example/", "restarting"]),
         (StreamClosed(1011, "restart"), None, ["closed the control channel (1011 restart)"]),
         (StreamClosed(1001, ""), None, ["(1001)"]),
@@ -241,7 +241,7 @@ async def test_another_key_is_tried_at_once(autojump_clock: MockClock, tmp_path:
             # Gone, and back: neither is a try of the relay's that the old key would have.
             began = trio.current_time()
             file.unlink()
-            await until(lambda: "no token" in status(manager).last_error, 60)
+            await until(lambda: "cannot sign in" in status(manager).last_error, 60)
             write(KEY)
             request = await relay.next_request("listen")
             assert trio.current_time() - began < 5
