@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from relaycore.edge.config.settings import ListenAt
-from relaycore.edge.connect.listeners import open_local
+from relaycore.edge.connect.listeners import Inherited, open_local
 from relaycore.net.accept import open_listeners
 from relaycore.net.keepalive import ASK_AGAIN_S, ASK_TIMES, SILENCE_S, keep_alive
 from relaycore.net.proxy_dial import open_tcp
@@ -48,6 +48,21 @@ async def test_so_do_the_local_listeners_of_connect() -> None:
         await listener.accept() as accepted,
     ):
         assert asked(accepted.socket) == KEPT
+
+
+@pytest.mark.parametrize("seconds", [0, 300])
+async def test_so_do_those_that_a_service_manager_opened_unless_it_has_seen_to_that(seconds: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as handed_over:
+        if seconds:
+            handed_over.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            handed_over.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, seconds)
+        [local] = Inherited([("orders", handed_over.dup())]).take("orders")
+        async with (
+            local.sockets[0] as listener,
+            await trio.open_tcp_stream(*listener.socket.getsockname()),
+            await listener.accept() as accepted,
+        ):
+            assert asked(accepted.socket)[:2] == (1, seconds or SILENCE_S)
 
 
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])

@@ -332,6 +332,8 @@ class Inherited:
 
 def _adopt(inherited: socket.socket) -> LocalListener:
     name = inherited.getsockname()
+    if not inherited.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE):  # KeepAlive= of the unit has times of its own
+        keep_alive(inherited)
     opened = trio.SocketListener(trio.socket.from_stdlib_socket(inherited))
     if inherited.family == socket.AF_UNIX:
         # The file is the service manager's: it listens on after us.
