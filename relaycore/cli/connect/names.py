@@ -89,8 +89,9 @@ def lay_out_settings(settings: ConnectSettings) -> dict[str, tuple[str, Laid]]:
     from ...edge.connect.loopback import LoopbackAddresses
 
     given = LoopbackAddresses(settings.pool, state_file()).assign(one.name for one in settings.forwards)
+    ranks = {name: rank for rank, name in enumerate(given)}
     laid = lay_out(
-        Place(one, [host.lower().rstrip(".") for host in one.hosts], one.port, given[one.name])
+        Place(one, [host.lower().rstrip(".") for host in one.hosts], one.port, given[one.name], ranks[one.name])
         for one in settings.forwards
     )
     return {name: (given[name], found) for name, found in laid.items()}

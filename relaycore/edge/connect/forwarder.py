@@ -84,6 +84,7 @@ class _Entry:
     address: str = ""
     hosts: tuple[str, ...] = ()
     port: int = 0
+    rank: int = 0
     laid: Laid = field(default_factory=Laid)
     state: ForwardState = ForwardState.STARTING
     listeners: dict[_Key, _Listening] = field(default_factory=dict)
@@ -332,15 +333,17 @@ class Forwarder:
         removed = [name for name in self._entries if name not in given]
         for name in removed:
             self._retire(self._entries.pop(name))
-        # In the order of the settings, which decides whose address a name has.
+        # In the order of the settings, which decides who has a name and port that several have.
         self._entries = {name: self._entries[name] for name in names}
+        for rank, name in enumerate(given):
+            self._entries[name].rank = rank
         self._lay_out()
         self._settings = settings
         return Plan(tuple(added), tuple(removed), changed, tuple(unchanged))
 
     def _lay_out(self, resolved: _Entry | None = None) -> None:
         """Let names lead where they should by now, and listeners follow them; those of `resolved` do so anyway."""
-        places = [Place(one.forward, one.hosts, one.port, one.address) for one in self._entries.values()]
+        places = [Place(one.forward, one.hosts, one.port, one.address, one.rank) for one in self._entries.values()]
         for name, laid in lay_out(places).items():
             entry = self._entries[name]
             if laid.shared != entry.laid.shared and entry is not resolved:

@@ -1,9 +1,10 @@
 """Where names lead: the addresses that programs find, and what has to listen there.
 
 A name has one address and any number of ports, and each port of it may be another hybrid connection. Forwards that
-share a name therefore listen at one address too: that of the first of them in the settings, or of the first whose
-address does not mean another name's forward at one of these ports. A forward of ``*.corp.example`` listens with every
-name below that suffix. Where one of them has that very port already, it goes first.
+share a name therefore listen at one address too: that of the one which has had its address longest, so that the name
+keeps its own when others come; or of the next whose address does not mean another name's forward at one of these ports.
+A forward of ``*.corp.example`` listens with every name below that suffix. Where one of them has that very port already,
+it goes first.
 
 Each forward keeps an address of its own besides, drawn from its name, so that what is shared may change without it.
 
@@ -36,12 +37,14 @@ class Place:
       hosts: in small letters, without a dot at the end.
       port: the endpoint's; 0 while it is not known.
       address: its own in the pool.
+      rank: how long it has had that, beside others: the lower, the longer.
     """
 
     forward: Forward
     hosts: Sequence[str]
     port: int
     address: str
+    rank: int = 0
 
     def ports(self) -> Iterator[tuple[ListenAt, int]]:
         """TCP and UDP that it asks for, and the ports; 0 while it is not known."""
@@ -98,7 +101,8 @@ def _share(places: Sequence[Place], holders: _Holders) -> str:
         for at, port in place.ports():
             if at.host == "auto" and port:
                 wanted.setdefault((at.kind, port), place.forward.name)
-    listening = [place for place in places if any(at.host == "auto" for at, _ in place.ports())] or places
+    listening = [place for place in places if any(at.host == "auto" for at, _ in place.ports())] or list(places)
+    listening.sort(key=lambda place: place.rank)
     address = next(
         (
             place.address

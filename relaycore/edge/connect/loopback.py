@@ -14,7 +14,7 @@ import ipaddress
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -62,12 +62,13 @@ class LoopbackAddresses:
         self.trouble = ""
 
     def assign(self, names: Iterable[str]) -> dict[str, str]:
-        """Return an address for each name. Reads and writes a small local file; not a checkpoint.
+        """Return an address for each name, the one that has had it longest first. Reads and writes a small local file;
+        not a checkpoint.
 
         Raises:
           ConfigError: there are more names than addresses.
         """
-        wanted = list(dict.fromkeys(names))
+        wanted = dict.fromkeys(names)
         with self._locked():
             known = {**self._read(), **self._given}
             added = False
@@ -77,10 +78,11 @@ class LoopbackAddresses:
                     added = True
             if added:
                 self._write(known)
-        self._given |= {name: known[name] for name in wanted}
-        return {name: known[name] for name in wanted}
+        found = {name: known[name] for name in known if name in wanted}
+        self._given |= found
+        return found
 
-    def _choose(self, name: str, known: dict[str, str], wanted: list[str]) -> str:
+    def _choose(self, name: str, known: dict[str, str], wanted: Collection[str]) -> str:
         count = self._pool.num_addresses - 2
         taken = set(known.values())
         if len(taken) >= count:

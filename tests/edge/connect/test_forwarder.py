@@ -331,6 +331,19 @@ async def test_ports_of_one_name_are_reached_at_its_one_address(tmp_path):
                     break
 
 
+async def test_a_forward_that_comes_to_a_name_leaves_its_address(tmp_path):
+    """Wherever it stands in the settings: hosts files have the address."""
+    async with open_link() as link:
+        web = link.forward("web", hosts=("box.test",))
+        ssh = link.forward("ssh", hosts=("box.test",), port=PORT + 1)
+        async with running(web, state_file=tmp_path / "loopback.json") as forwarder:
+            [before] = forwarder.redirections()
+            forwarder.reload(ConnectSettings(forwards=(ssh, web)))
+            assert {one.address for one in forwarder.redirections()} == {before.address}
+        async with running(ssh, web, state_file=tmp_path / "loopback.json") as forwarder:
+            assert {one.address for one in forwarder.redirections()} == {before.address}
+
+
 async def test_a_name_of_the_relays_own_text_shares_its_address(tmp_path):
     async with open_link() as link, open_server(echo) as endpoint:
         await link.publish("ssh", endpoint)

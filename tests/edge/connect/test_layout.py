@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,6 +31,14 @@ def test_ports_of_one_name_share_its_address():
     """App Service tells hybrid connections apart by host and port together."""
     found = lay_out([place("a", "box", 22), place("b", "box", 80), place("c", "else", 22)])
     assert found == {"a": Laid({"box": A}), "b": Laid({"box": A}, [(AUTO, A)]), "c": Laid({"else": C})}
+
+
+def test_a_name_has_the_address_that_was_given_first():
+    """Where its forward does not have to share a port with another one's."""
+    late, early = replace(place("a", "box", 22), rank=1), place("b", "box", 80)
+    assert lay_out([late, early]) == {"a": Laid({"box": B}, [(AUTO, B)]), "b": Laid({"box": B})}
+    found = lay_out([late, place("b", "box", 22), place("c", "box", 80)])
+    assert found == {"a": Laid({"box": C}, [(AUTO, C)]), "b": Laid({"box": B}), "c": Laid({"box": C})}
 
 
 def test_the_same_name_and_port_twice_is_the_firsts():
