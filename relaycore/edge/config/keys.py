@@ -27,6 +27,7 @@ from .settings import (
     OnDown,
     PolicySettings,
     PortBinding,
+    ProcessLimits,
     Profile,
     ProxyPortSettings,
     RelaySettings,
@@ -322,6 +323,16 @@ _HCM = Section(
             keys=(
                 Key("allow", place_kinds.PATTERNS, "Nothing else may be dialled.", default="all"),
                 Key("deny", place_kinds.PATTERNS, "May not be dialled, allowed or not."),
+            ),
+        ),
+        "limits": Section(
+            text="Rates of all connection entries together, beside their own; 0 is no bound. With the profile `http`"
+            " they have no effect.",
+            value=ProcessLimits,
+            keys=(
+                Key("rate_in", kinds.RATE, "To the endpoints, such as `50MiB/s`."),
+                Key("rate_out", kinds.RATE, "From the endpoints."),
+                Key("burst", kinds.SIZE, "What may pass before the rates count."),
             ),
         ),
         "metrics": _METRICS,

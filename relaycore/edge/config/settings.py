@@ -316,11 +316,21 @@ class ControlSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ProcessLimits:
+    """Rates of all entries together, beside those that each has for itself; as in `LimitSettings`."""
+
+    rate_in: int = 0
+    rate_out: int = 0
+    burst: int = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
 class HcmSettings:
     """Settings of the connection manager."""
 
     connections: tuple[HcmConnection, ...] = ()
     policy: PolicySettings = PolicySettings()
+    limits: ProcessLimits = ProcessLimits()
     metrics: MetricsSettings = MetricsSettings()
     webhook: WebhookSettings = WebhookSettings()
     control: ControlSettings = ControlSettings()

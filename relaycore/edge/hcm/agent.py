@@ -55,7 +55,7 @@ from ..target.admission import Admission
 from ..target.dial import DialFailed, Dialled, dial, resolve
 from ..target.health import EndpointState
 from ..target.policy import Policy
-from ..target.throttle import TokenBucket, Waited, throttled
+from ..target.throttle import Rates, SharedRates, TokenBucket, Waited, throttled
 from .endpoint_leg import EndpointLeg, Route
 from .metadata import METADATA_INTERVAL, MetadataWatch
 from .plan import needs_registration
@@ -64,7 +64,7 @@ from .relay_leg import OpenListener, Registration
 from .sessions import OpenSession, SessionBook, sender_of
 from .status import ConnectionStatus, RelayLeg, SessionStatus, Shown, TargetCheck
 
-__all__ = ["Agent"]
+__all__ = ["Agent", "SharedBuckets"]
 
 _BACKLOG: Final = 1024
 """Senders under way at one time beside those in the queue; further ones are refused with 503."""
@@ -102,6 +102,9 @@ _Whose: TypeAlias = Literal["relay", "endpoint", "neither"]
 _Noted: TypeAlias = tuple[float | None, str]
 """When something went wrong, and what; None and ``""`` if nothing has."""
 
+SharedBuckets: TypeAlias = tuple[TokenBucket | None, TokenBucket | None]
+"""To the endpoints, and from them."""
+
 _log = logging.getLogger("relaycore.edge")
 
 
@@ -112,6 +115,7 @@ class Agent:
       settings: the entry.
       policy: what may be dialled, None for everything; asked for each connection, and may change.
       events: gets what happens here, see `Manager.events`.
+      shared_rates: to and from the endpoints, of all entries together; asked for each connection.
     """
 
     def __init__(
@@ -120,6 +124,7 @@ class Agent:
         policy: Callable[[], Policy | None],
         events: EventLog,
         *,
+        shared_rates: Callable[[], SharedBuckets] = lambda: (None, None),
         metadata_interval_s: float = METADATA_INTERVAL,
         rng: random.Random | None = None,
         now_unix: Callable[[], float] = time.time,
@@ -127,6 +132,7 @@ class Agent:
         self.settings = settings
         self._policy = policy
         self._events = events
+        self._shared_rates = shared_rates
         self._metadata_interval_s = metadata_interval_s
         self._rng = rng or random.Random()
         self._now_unix = now_unix
@@ -698,7 +704,7 @@ class Agent:
         limits = self.settings.limits
         try:
             return await splice(
-                throttled(stream, self._inbound, self._outbound),
+                throttled(stream, *self._rates()),
                 connection,
                 half_closed_timeout=limits.half_close_linger_s,
                 idle_timeout=limits.idle_timeout_s,
@@ -932,6 +938,13 @@ class Agent:
             self._since_unix = self._now_unix()
         self._changed.set()
         self._changed = trio.Event()
+
+    def _rates(self) -> tuple[Rates | None, Rates | None]:
+        shared_in, shared_out = self._shared_rates()
+        return (
+            SharedRates(self._inbound, shared_in, self._waited_in) if shared_in is not None else self._inbound,
+            SharedRates(self._outbound, shared_out, self._waited_out) if shared_out is not None else self._outbound,
+        )
 
     def _buckets(self) -> tuple[TokenBucket | None, TokenBucket | None]:
         limits = self.settings.limits

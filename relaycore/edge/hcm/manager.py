@@ -24,10 +24,11 @@ import trio
 
 from ...errors import ConfigError
 from ...net.tasks import alone
-from ..config.settings import HcmConnection, HcmSettings, PolicySettings
+from ..config.settings import HcmConnection, HcmSettings, PolicySettings, ProcessLimits
 from ..events import Event, EventLog, EventStream
 from ..target.policy import Policy
-from .agent import Agent
+from ..target.throttle import TokenBucket
+from .agent import Agent, SharedBuckets
 from .endpoint_leg import fixed_targets
 from .metadata import METADATA_INTERVAL
 from .plan import Plan, UnknownConnection, make_plan
@@ -64,6 +65,7 @@ class Manager:
         self._since_unix = now_unix()
         self._settings = HcmSettings()
         self._policy: Policy | None = None
+        self._shared_rates: SharedBuckets = (None, None)
         self._log = EventLog(now_unix=now_unix)
         self._agents: dict[str, Agent] = {}
         self._leaving: set[Agent] = set()
@@ -143,6 +145,8 @@ class Manager:
             self.note_reload_failed(str(error))
             raise
         self._policy = _make_policy(settings.policy)
+        if settings.limits != self._settings.limits:
+            self._shared_rates = _make_buckets(settings.limits)
         self._settings = settings
         by_name = {connection.name: connection for connection in settings.connections}
         for name in plan.removed:
@@ -175,6 +179,7 @@ class Manager:
             settings,
             lambda: self._policy,
             self._log,
+            shared_rates=lambda: self._shared_rates,
             metadata_interval_s=self._metadata_interval_s,
             rng=self._rng,
             now_unix=self._now_unix,
@@ -343,3 +348,11 @@ async def open_hcm(settings: HcmSettings, *, metadata_interval_s: float = METADA
 def _make_policy(settings: PolicySettings) -> Policy | None:
     policy = Policy(settings)
     return None if settings == PolicySettings() else policy
+
+
+def _make_buckets(limits: ProcessLimits) -> SharedBuckets:
+    burst = max(limits.burst, 1)
+    return (
+        TokenBucket(limits.rate_in, burst) if limits.rate_in else None,
+        TokenBucket(limits.rate_out, burst) if limits.rate_out else None,
+    )

@@ -18,7 +18,7 @@ _OF_THE_REGISTRATION = ("relay", "path", "key_name", "key", "token", "profile", 
 """What a listener is made of. All else counts from the next connection on, and leaves the control channels alone."""
 
 
-_GENERAL: Final = ("policy", "metrics", "webhook", "control")
+_GENERAL: Final = ("policy", "limits", "metrics", "webhook", "control")
 """Settings that belong to no connection."""
 
 

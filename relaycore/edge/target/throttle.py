@@ -7,13 +7,13 @@ back, and a cancelled wait loses neither bytes nor tokens; the price is a first 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 import trio
 
 from ...vocab import BytesLike
 
-__all__ = ["TokenBucket", "Waited", "throttled"]
+__all__ = ["Rates", "SharedRates", "TokenBucket", "Waited", "throttled"]
 
 _PIECE_BYTES: Final = 65_536
 """Moved at once at most, so that connections that share a bucket take turns."""
@@ -65,8 +65,12 @@ class TokenBucket:
         self._refill()
         self._tokens -= count
 
-    async def wait_solvent(self) -> None:
-        """Wait until there is no debt. A checkpoint; cancelled, it changes nothing."""
+    async def wait_solvent(self, waited: Waited | None = None) -> None:
+        """Wait until there is no debt. A checkpoint; cancelled, it changes nothing.
+
+        Args:
+          waited: counts this wait, too.
+        """
         await trio.lowlevel.checkpoint()
         self._refill()
         if self._tokens > 0:
@@ -79,12 +83,45 @@ class TokenBucket:
                 await trio.sleep((1 - self._tokens) / self._rate)
                 self._refill()
         finally:
-            self._waited.seconds += trio.current_time() - began
+            seconds = trio.current_time() - began
+            self._waited.seconds += seconds
+            if waited is not None:
+                waited.seconds += seconds
 
     def _refill(self) -> None:
         now = trio.current_time()
         self._tokens = min(float(self._burst), self._tokens + (now - self._at) * self._rate)
         self._at = now
+
+
+class SharedRates:
+    """A bucket of one's own, if any, and one that others use as well: both have to be without debt.
+
+    While the second is waited for, others may bring the first into debt again; the next wait pays for that.
+
+    Args:
+      waited: counts the waits for the shared one here as well.
+    """
+
+    def __init__(self, own: TokenBucket | None, shared: TokenBucket, waited: Waited) -> None:
+        self._own = own
+        self._shared = shared
+        self._waited = waited
+
+    def charge(self, count: int) -> None:
+        """As `TokenBucket.charge`, of both."""
+        if self._own is not None:
+            self._own.charge(count)
+        self._shared.charge(count)
+
+    async def wait_solvent(self) -> None:
+        """As `TokenBucket.wait_solvent`, of both."""
+        if self._own is not None:
+            await self._own.wait_solvent()
+        await self._shared.wait_solvent(self._waited)
+
+
+Rates: TypeAlias = TokenBucket | SharedRates
 
 
 class _Throttled(trio.abc.HalfCloseableStream):
@@ -94,9 +131,7 @@ class _Throttled(trio.abc.HalfCloseableStream):
       transport_stream: what is below, under the name that `trio.SSLStream` has for it.
     """
 
-    def __init__(
-        self, stream: trio.abc.HalfCloseableStream, inbound: TokenBucket | None, outbound: TokenBucket | None
-    ) -> None:
+    def __init__(self, stream: trio.abc.HalfCloseableStream, inbound: Rates | None, outbound: Rates | None) -> None:
         self.transport_stream = stream
         self._inbound = inbound
         self._outbound = outbound
@@ -134,7 +169,7 @@ class _Throttled(trio.abc.HalfCloseableStream):
 
 
 def throttled(
-    stream: trio.abc.HalfCloseableStream, inbound: TokenBucket | None, outbound: TokenBucket | None
+    stream: trio.abc.HalfCloseableStream, inbound: Rates | None, outbound: Rates | None
 ) -> trio.abc.HalfCloseableStream:
     """Hold an endpoint's stream to rates. Without any, it is returned as it is: a plain socket moves faster.
 

@@ -64,7 +64,7 @@ class World:
     @asynccontextmanager
     async def manager(self, *connections: HcmConnection, **options) -> AsyncIterator[Manager]:
         """A manager that is told to stop at the end, and cut if that takes long."""
-        settings = HcmSettings(connections, **{key: options.pop(key) for key in ("policy",) if key in options})
+        settings = HcmSettings(connections, **{key: options.pop(key) for key in ("policy", "limits") if key in options})
         manager = Manager(**options)
         with alone():
             async with trio.open_nursery() as nursery:

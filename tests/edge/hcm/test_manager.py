@@ -23,6 +23,7 @@ from relaycore.edge.config.settings import (
     LimitSettings,
     OnDown,
     PolicySettings,
+    ProcessLimits,
     Profile,
     RelaySettings,
     Target,
@@ -823,3 +824,34 @@ async def test_words_are_told_without_a_look_at_all_connections(world: World, mo
         with monkeypatch.context() as without:
             without.setattr(SessionBook, "carried", None)
             assert manager.shown() == [("orders", "Connected"), ("also", "Paused")]
+
+
+async def test_entries_share_the_rates_of_the_process(world: World):
+    """manager 8.5.5: token buckets per process; a reload counts for new connections, and touches no entry."""
+    endpoint = await world.endpoint()
+    await world.relay.create_entity("files")
+    connections = (
+        world.connection(endpoint.target),
+        world.connection(endpoint.target, name="files", path="files"),
+    )
+    limits = ProcessLimits(rate_in=20_000, burst=1000)
+    async with world.serving(*connections, limits=limits) as manager:
+
+        async def carry(path: str) -> None:
+            async with world.dial(path) as sender:
+                for _ in range(2):
+                    assert await ask(sender, bytes(5000)) == bytes(5000)
+
+        began = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            for path in ("orders", "files"):
+                nursery.start_soon(carry, path)
+        assert trio.current_time() - began > 0.4  # 20 000 bytes less the last piece, at 20 000 a second
+        waited = [status(manager, name).throttled_in_s for name in ("orders", "files")]
+        assert all(seconds > 0 for seconds in waited)
+        assert [status(manager, name).throttled_out_s for name in ("orders", "files")] == [0, 0]
+
+        plan = manager.reload(HcmSettings(connections))
+        assert (plan.general, plan.changed, plan.unchanged) == (("limits",), {}, ("orders", "files"))
+        await carry("orders")
+        assert status(manager).throttled_in_s == waited[0]

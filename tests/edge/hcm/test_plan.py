@@ -55,7 +55,7 @@ def test_what_is_new_gone_other_and_the_same():
     assert plan.lines() == [
         "+ new",
         "- gone: no new connections, those that are open may end",
-        "~ other: targets, limits.max_open",
+        "~ other: endpoint, limits.max_open",
         "~ policy",
     ]
     assert not plan.is_empty

@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock, check_half_closeable_stream, memory_stream_pair
 
-from relaycore.edge.target.throttle import TokenBucket, throttled
+from relaycore.edge.target.throttle import SharedRates, TokenBucket, Waited, throttled
 from relaycore.net.linger import is_reset, reset
 
 MIB = 1 << 20
@@ -135,3 +135,42 @@ async def test_a_lost_one_is_reset_all_the_same():
     async with far:
         with pytest.raises(trio.BrokenResourceError):
             await far.receive_some()
+
+
+@pytest.mark.parametrize(("own", "seconds"), [(None, 10), (200_000, 10), (50_000, 20)])
+async def test_a_bucket_of_its_own_and_a_shared_one(autojump_clock: MockClock, own: int | None, seconds: int):
+    """manager 8.5.5: token buckets per connection entry and per process; the slower one counts."""
+    near, far = memory_stream_pair()
+    waited, own_waited = Waited(), Waited()
+    shared = TokenBucket(100_000, 1)
+    bucket = None if own is None else TokenBucket(own, 1, own_waited)
+    stream = throttled(near, SharedRates(bucket, shared, waited), None)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read_all, far)
+        for _ in range(100):
+            await stream.send_all(bytes(10_000))
+        await stream.aclose()
+    assert trio.current_time() == pytest.approx(seconds, rel=0.05)
+    assert waited.seconds == shared.waited_s
+    assert waited.seconds + own_waited.seconds == pytest.approx(trio.current_time())
+
+
+async def test_two_entries_share_a_bucket(autojump_clock: MockClock):
+    shared = TokenBucket(100_000, 1)
+    waited = [Waited(), Waited()]
+
+    async def send(number: int) -> None:
+        near, far = memory_stream_pair()
+        stream = throttled(near, SharedRates(None, shared, waited[number]), None)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read_all, far)
+            for _ in range(50):
+                await stream.send_all(bytes(10_000))
+            await stream.aclose()
+
+    async with trio.open_nursery() as nursery:
+        for number in range(2):
+            nursery.start_soon(send, number)
+    assert trio.current_time() == pytest.approx(10, rel=0.05)
+    assert shared.waited_s == pytest.approx(sum(one.seconds for one in waited))
+    assert all(one.seconds > 0 for one in waited)
