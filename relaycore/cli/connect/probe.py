@@ -154,7 +154,7 @@ def test_command(
     Nothing is sent to the endpoint without --bytes. Exit codes: 4 authorization, 5 relay unreachable, 6 no such hybrid
     connection or no listener, 7 endpoint down, 8 a name does not lead to the forward's address on this machine, 9 no
     local address. The last two are warnings where programs reach the forward otherwise: by the proxy port, or at
-    addresses that the settings name.
+    addresses that the settings name; a name that leads to an old address, where nobody listens, is 8 then as well.
     """
     loaded = load_edge(config_files, overrides, is_quiet=True)
     forward = run(look_up, loaded, name)
