@@ -7,6 +7,7 @@ relay's answers is a matter of keys, which one of a hybrid connection that is no
 from __future__ import annotations
 
 import logging
+import math
 import random
 import time
 from collections import Counter
@@ -95,14 +96,15 @@ def _reason(cause: BaseException, leg: RelayLeg | None) -> str:
 
 @dataclass
 class _Channel:
-    """One listener's state. ``next_try_unix`` is None while nothing is waited for."""
+    """One listener's state. ``next_try_unix`` is None while nothing is waited for; ``waits_until`` is Trio's time."""
 
     schedule: RetrySchedule
     leg: RelayLeg = RelayLeg.CONNECTING
     attempts: int = 0
     next_try_unix: float | None = None
     listener: Listener | None = None
-    refused_key: str = field(default="", repr=False)
+    waits_until: float = -math.inf
+    tried_key: str = field(default="", repr=False)
     key_refused: trio.Event = field(default_factory=trio.Event)
 
 
@@ -218,6 +220,7 @@ class Registration:
                 channel.listener = None
 
     async def _follow(self, channel: _Channel, listener: Listener) -> None:
+        channel.tried_key = self._read_key()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._heed, channel, listener)
             nursery.start_soon(self._watch_key, channel, listener)
@@ -242,14 +245,20 @@ class Registration:
                     self._note_failure(channel, cause, delay_s)
 
     async def _watch_key(self, channel: _Channel, listener: Listener) -> None:
-        """While the relay refuses a key: try at once when there is another one, such as in a file that was changed."""
+        """While the relay refuses a key: try at once when there is another one, such as in a file that was changed.
+
+        What is there when a refusal comes may not be what was refused. So a key counts as tried only when an attempt
+        begins after it was seen; one that changes while an attempt is under way is tried after that.
+        """
         while True:
             await channel.key_refused.wait()
             channel.key_refused = trio.Event()
             while channel.leg is RelayLeg.UNAUTHORIZED:
                 await trio.sleep(_KEY_LOOK_S)
-                if (key := self._read_key()) != channel.refused_key:
-                    channel.refused_key = key
+                is_waiting = trio.current_time() < channel.waits_until
+                if is_waiting and (key := self._read_key()) != channel.tried_key:
+                    channel.tried_key, channel.waits_until = key, -math.inf
+                    channel.next_try_unix = self._now_unix()
                     listener.hurry()
 
     def _read_key(self) -> str:
@@ -269,9 +278,9 @@ class Registration:
             channel.leg = RelayLeg.RECONNECTING
         channel.attempts = channel.schedule.attempts
         if channel.leg is RelayLeg.UNAUTHORIZED:
-            channel.refused_key = self._read_key()
             channel.key_refused.set()
         channel.next_try_unix = self._now_unix() + delay_s
+        channel.waits_until = trio.current_time() + delay_s
         self._note_error(text)
         kind = {RelayLeg.UNAUTHORIZED: "unauthorized", RelayLeg.NOT_FOUND: "not-found"}.get(channel.leg, "retrying")
         again = f"try {channel.attempts + 1} in {delay_s:.1f} s"

@@ -250,6 +250,35 @@ async def test_another_key_is_tried_at_once(autojump_clock: MockClock, tmp_path:
             nursery.cancel_scope.cancel()
 
 
+async def test_a_key_that_changes_while_the_old_one_is_refused_is_tried_at_once(
+    autojump_clock: MockClock, tmp_path: Path
+):
+    """8.3 Unauthorized: put right while the refusal is on its way, also a slow one."""
+    file = tmp_path / "key"
+    file.touch(mode=0o600)
+    file.write_text("old")
+    with trio.fail_after(3600):
+        async with open_fake_relay() as relay, managing(relay, Secret("file", str(file))) as manager:
+            request = await relay.next_request("listen")
+            file.write_text("newer")
+            await request.refuse(401, "InvalidSignature: no")
+            began = trio.current_time()
+            request = await relay.next_request("listen")
+            assert trio.current_time() - began < 2
+            file.write_text(KEY)
+            await trio.sleep(5)
+            await request.refuse(401, "InvalidSignature: no")
+            began = trio.current_time()
+            request = await relay.next_request("listen")
+            assert trio.current_time() - began < 2
+            assert status(manager).status == "Unauthorized"
+            # And one that was refused itself is not.
+            await request.refuse(401, "InvalidSignature: no")
+            began = trio.current_time()
+            await relay.next_request("listen")
+            assert trio.current_time() - began >= 54
+
+
 async def test_leaving_a_silent_relay_is_bounded(autojump_clock: MockClock):
     """failures: half-open link. Paused is shown at once, and the control channel is gone soon."""
     with trio.fail_after(3600):
