@@ -62,7 +62,7 @@ def kinds(server: OriginServer) -> list[str]:
 async def test_each_event_is_one_post():
     header = WebhookHeader("Authorization", Secret("inline", SECRET))
     async with open_origin() as server, posting(settings(server, header=header)) as (log, counts):
-        log.emit("orders", "refused", "the sender was refused with 502: db:1433 refused")
+        log.emit("orders", "refused", "the sender was refused with 502: db:1433 refused", "0d5c4a9e_G0")
         log.emit("", "stopping", "2 open connections may end")
         await until(counts, sent=2)
         first = server.seen[0]
@@ -72,7 +72,7 @@ async def test_each_event_is_one_post():
         assert first.values("Content-Type") == ["application/json"]
         assert json.loads(bytes(first.body)) == {
             "program": "hcm", "host": socket.gethostname(), "time_unix": 12.5, "name": "orders", "kind": "refused",
-            "text": "the sender was refused with 502: db:1433 refused",
+            "text": "the sender was refused with 502: db:1433 refused", "tracking_id": "0d5c4a9e_G0",
         }  # fmt: skip
         assert kinds(server) == ["refused", "stopping"]
         assert server.connections == 2

@@ -111,7 +111,7 @@ async def test_another_path_is_not_led_to_the_old_endpoint():
             await until(lambda: status(manager).endpoint)
             manager.reload(HcmSettings((replace(connection, path="other"),)))
             assert status(manager).endpoint == ""
-            await until(lambda: status(manager).path == "other" and status(manager).status == "Connected")
+            await until(lambda: status(manager).path == "other" and status(manager).relay_leg == "Connected")
             with pytest.raises(ServerBusy, match="metadata names no endpoint"):
                 async with world.dial("other"):
                     pass
