@@ -228,7 +228,11 @@ class Registration:
             nursery.cancel_scope.cancel()
 
     async def _heed(self, channel: _Channel, listener: Listener) -> None:
-        async for event in listener.events():
+        events = listener.events()
+        if (missed := listener.status.last_error) is not None:
+            # A first attempt that needs no network, as one without a key, may be over before anybody could subscribe.
+            self._note_failure(channel, missed, channel.schedule.delay_s)
+        async for event in events:
             match event:
                 case Online():
                     channel.leg, channel.attempts, channel.next_try_unix = RelayLeg.CONNECTED, 0, None

@@ -44,10 +44,12 @@ class RetrySchedule:
 
     Attributes:
       attempts: losses and attempts that failed since the channel was last stable, whatever the causes.
+      delay_s: the last wait in seconds; 0 before the first.
     """
 
     def __init__(self, is_no: Callable[[Exception], bool], rng: random.Random) -> None:
         self.attempts = 0
+        self.delay_s = 0.0
         self._is_no = is_no
         self._rng = rng
         self._bound_s = _FIRST_S
@@ -57,9 +59,11 @@ class RetrySchedule:
         self.attempts += 1
         if self._is_no(cause):
             self._bound_s = _FIRST_S  # whoever says no can be reached
-            return REFUSED_S * self._rng.uniform(1 - _REFUSED_SPREAD, 1)
-        bound_s, self._bound_s = self._bound_s, min(2 * self._bound_s, _LONGEST_S)
-        return self._rng.uniform(0.0, bound_s)
+            self.delay_s = REFUSED_S * self._rng.uniform(1 - _REFUSED_SPREAD, 1)
+        else:
+            bound_s, self._bound_s = self._bound_s, min(2 * self._bound_s, _LONGEST_S)
+            self.delay_s = self._rng.uniform(0.0, bound_s)
+        return self.delay_s
 
     def note_online(self, online_s: float) -> None:
         """Tell how long a channel stood that was lost."""

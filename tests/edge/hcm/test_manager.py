@@ -353,6 +353,17 @@ async def test_a_missing_right_is_named(world: World):
         assert "the right Listen" in found.last_error
 
 
+async def test_a_first_attempt_that_fails_at_once_is_told_at_once(world: World, tmp_path: Path):
+    """8.3: whichever task comes first. Without a key nothing is waited for, and the listener is quicker than we are."""
+    entry = world.connection((await world.endpoint()).target, key=Secret("file", str(tmp_path / "none")))
+    for _ in range(8):
+        async with world.manager(entry) as manager:
+            with trio.fail_after(5):
+                assert (await manager.wait_settled("orders")).status == "Unauthorized"
+            kinds_of_leg = [kind for kind in kinds(manager) if kind in ("unauthorized", "retrying", "disconnected")]
+            assert kinds_of_leg == ["unauthorized"]
+
+
 async def test_a_key_that_cannot_be_read_is_told(world: World, tmp_path: Path):
     endpoint = await world.endpoint()
     missing = tmp_path / "key"
