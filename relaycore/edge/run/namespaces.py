@@ -145,6 +145,9 @@ class Entrance:
                 fds += [fd for _, _, carried in ancillary for (fd,) in _FD.iter_unpack(carried)]
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
             return b"", fds
+        except trio.Cancelled:
+            self._control.close()  # the answer that is still to come would be taken for that of the next request
+            raise
         return answer, fds
 
 

@@ -153,6 +153,18 @@ async def test_who_asks_after_the_program_has_begun_is_told_so_at_once():
             await entrance.listen("tcp", "127.77.0.1", 80)
 
 
+async def test_an_answer_that_nobody_waits_for_any_more_is_not_taken_for_another_one():
+    """Or a forward would serve the address of one that was given up."""
+    async with entrance_of("true") as entrance:
+        await entrance.enter(with_network=True, over={})
+        entrance.process.send_signal(signal.SIGSTOP)
+        with trio.move_on_after(0.1):
+            await entrance.listen("tcp", "127.77.0.1", 81)
+        entrance.process.send_signal(signal.SIGCONT)
+        with pytest.raises(NoNamespaces):
+            await entrance.listen("tcp", "127.77.0.1", 82)
+
+
 async def test_a_socket_that_finds_no_descriptor_here_is_an_error_that_names_the_limit():
     async with entrance_of("true") as entrance:
         await entrance.enter(with_network=True, over={})
