@@ -84,18 +84,19 @@ async def look_up(loaded: Loaded, name: str, port: int | None = None) -> Forward
     try:
         return find_forward(settings, name, port)
     except NotFound as error:
-        silent = [forward for forward in settings.forwards if not forward.hosts and forward.asks_relay]
-        if not silent:
-            raise
-        told = await _ask_running(loaded, silent)
-        if (found := _pick(told, name, port)) is not None:
-            return found
-        read, failures = await _ask_relay(silent)
-        if (found := _pick(read, name, port)) is not None:
-            return found
-        if failures:
-            raise NotFound(f"{error}; where others lead is not known: {'; '.join(failures)}") from None
-        raise
+        unknown = error
+    silent = [forward for forward in settings.forwards if not forward.hosts and forward.asks_relay]
+    if not silent:
+        raise unknown
+    told = await _ask_running(loaded, silent)
+    if (found := _pick(told, name, port)) is not None:
+        return found
+    read, failures = await _ask_relay(silent)
+    if (found := _pick(read, name, port)) is not None:
+        return found
+    if failures:
+        raise NotFound(f"{unknown}; where others lead is not known: {'; '.join(failures)}")
+    raise unknown
 
 
 def _pick(forwards: Sequence[Forward], name: str, port: int | None) -> Forward | None:
