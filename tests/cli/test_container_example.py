@@ -81,7 +81,7 @@ async def test_the_services_carry_a_connection(services, home):
             return run_program(*service["command"][1:], environ=environ)
 
         async with program("hcm") as manager, program("connect") as forwarder:
-            await manager.wait_err("connected: ")
+            await manager.wait_err("hcm.connected")
             await forwarder.wait_err("1 of 1 forward is listening")
             async with await trio.open_tcp_stream("127.0.0.1", ports["local"]) as stream:
                 await stream.send_all(b"hello")
