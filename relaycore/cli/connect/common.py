@@ -15,13 +15,24 @@ if TYPE_CHECKING:
     from ...edge.access import RelayAccess
     from ...edge.config.load import Loaded
     from ...edge.config.settings import ConnectSettings, Forward
+    from ...edge.connect.status import Redirection
     from ...edge.control.client import ControlClient
 
-__all__ = ["START", "NotCarried", "client_of", "find_forward", "look_up", "port_of", "state_file"]
+__all__ = [
+    "PATIENCE_S",
+    "START",
+    "NotCarried",
+    "ask_names",
+    "client_of",
+    "find_forward",
+    "look_up",
+    "port_of",
+    "state_file",
+]
 
 START: Final = "relaycore connect run"
 
-_PATIENCE_S: Final = 5.0
+PATIENCE_S: Final = 5.0
 """For the running forwarder's answer."""
 
 _SERVICE_SOCKET: Final = Path("/run/relaycore-connect/connect.sock")
@@ -109,19 +120,30 @@ def _pick(forwards: Sequence[Forward], name: str, port: int | None) -> Forward |
     return dataclasses.replace(found, hosts=())
 
 
-async def _ask_running(loaded: Loaded, silent: Sequence[Forward]) -> list[Forward]:
-    """Forwards with the names that the running forwarder has for them; none where it does not answer."""
+async def ask_names(loaded: Loaded) -> list[Redirection]:
+    """Ask the running forwarder of these settings for the names that it has. A checkpoint.
+
+    Raises:
+      trio.TooSlowError: it did not answer within `PATIENCE_S`.
+      RelayError: as `ControlClient.call`, among them that none runs.
+    """
     import msgspec
     import trio
 
     from ...edge.connect.status import Redirection
 
-    names: list[Redirection] = []
-    with trio.move_on_after(_PATIENCE_S):
-        try:
-            names = msgspec.convert(await client_of(loaded).call("names"), list[Redirection])
-        except RelayError:
-            return []
+    with trio.fail_after(PATIENCE_S):
+        return msgspec.convert(await client_of(loaded).call("names"), list[Redirection])
+
+
+async def _ask_running(loaded: Loaded, silent: Sequence[Forward]) -> list[Forward]:
+    """Forwards with the names that the running forwarder has for them; none where it does not answer."""
+    import trio
+
+    try:
+        names = await ask_names(loaded)
+    except (RelayError, trio.TooSlowError):
+        return []
     by_name = {forward.name: forward for forward in silent}
     return [_leading(by_name[one.forward], one.host, one.port) for one in names if one.forward in by_name and one.port]
 

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from .common import client_of, port_of, state_file
+from .common import PATIENCE_S, ask_names, port_of, state_file
 
 if TYPE_CHECKING:
     from ...edge.config.load import Loaded
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["find_names", "lay_out_settings", "names_of_settings", "only"]
 
-_PATIENCE_S = 5.0
-
 
 async def find_names(loaded: Loaded) -> list[Redirection]:
     """Ask the running forwarder of these settings, or read the settings where none runs.
@@ -27,21 +25,18 @@ async def find_names(loaded: Loaded) -> list[Redirection]:
     Only the running one knows names that stand in a hybrid connection's own text; that some are missing is said on
     standard error, and so is where the running one has other settings.
     """
-    import msgspec
     import trio
 
-    from ...edge.connect.status import Redirection
     from ...edge.control.protocol import NotRunning
 
     try:
-        with trio.fail_after(_PATIENCE_S):
-            running = msgspec.convert(await client_of(loaded).call("names"), list[Redirection])
+        running = await ask_names(loaded)
         _warn_of_differences(loaded, running)
         return running
     except NotRunning:
         why = "`relaycore connect run` is not running"
     except trio.TooSlowError:
-        why = f"the running `relaycore connect` did not answer within {_PATIENCE_S:g} s"
+        why = f"the running `relaycore connect` did not answer within {PATIENCE_S:g} s"
     found, unknown = names_of_settings(loaded)
     if unknown:
         click.echo(
